@@ -1,0 +1,177 @@
+"""The records that stages hand to each other.
+
+Frozen, slotted and checked once, at construction. What more there is to say of a face (an
+embedding, a track id, dense landmarks) travels as a separate tensor whose row i is face i.
+
+Letters used everywhere: B frames, N faces, K identities, S crop side, H W frame size,
+D embedding size. Points are (x, y) in pixels, pixel centres at integers, origin top left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+
+def _check(
+    owner: str, name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{owner}.{name}: expected {shape}, got {tuple(value.shape)}")
+    if value.dtype != dtype:
+        raise ValueError(f"{owner}.{name}: expected {dtype}, got {value.dtype}")
+
+
+@dataclass(frozen=True, slots=True)
+class Faces:
+    """The N faces of a batch of B frames, as one flat table.
+
+    Rows of one frame stand together and frames ascend, so ``faces.of(b)`` is a slice by mask.
+    """
+
+    frame: Tensor  # (N,) int64, row -> frame of the batch
+    box: Tensor  # (N, 4) float32, x0 y0 x1 y1 in frame pixels
+    points: Tensor  # (N, 5, 2) float32, left eye, right eye, nose, mouth left, mouth right, as seen
+    score: Tensor  # (N,) float32 in [0, 1]
+
+    def __post_init__(self) -> None:
+        n = self.frame.shape[0] if self.frame.ndim else 0
+        _check("Faces", "frame", self.frame, (n,), torch.int64)
+        _check("Faces", "box", self.box, (n, 4), torch.float32)
+        _check("Faces", "points", self.points, (n, 5, 2), torch.float32)
+        _check("Faces", "score", self.score, (n,), torch.float32)
+
+    def __len__(self) -> int:
+        return self.frame.shape[0]
+
+    def __getitem__(self, rows: Tensor) -> Faces:
+        """Rows by boolean mask ``(N,)`` or by index ``(M,) int64``, in that order."""
+        return Faces(self.frame[rows], self.box[rows], self.points[rows], self.score[rows])
+
+    def of(self, frame: int) -> Faces:
+        """The faces of one frame of the batch."""
+        return self[self.frame == frame]
+
+    def to(self, device: torch.device | str) -> Faces:
+        """The same table on another device."""
+        return Faces(
+            self.frame.to(device),
+            self.box.to(device),
+            self.points.to(device),
+            self.score.to(device),
+        )
+
+    @property
+    def size(self) -> Tensor:
+        """Longer box side of each face in pixels, ``(N,) float32``."""
+        return (self.box[:, 2:] - self.box[:, :2]).amax(1) if len(self) else self.score
+
+    @staticmethod
+    def empty(device: torch.device | str = "cpu") -> Faces:
+        """A table without rows."""
+        return Faces(
+            torch.zeros(0, dtype=torch.int64, device=device),
+            torch.zeros(0, 4, device=device),
+            torch.zeros(0, 5, 2, device=device),
+            torch.zeros(0, device=device),
+        )
+
+    @staticmethod
+    def cat(tables: list[Faces]) -> Faces:
+        """Tables one under the other; ``frame`` is kept as it is."""
+        if not tables:
+            return Faces.empty()
+        return Faces(
+            torch.cat([t.frame for t in tables]),
+            torch.cat([t.box for t in tables]),
+            torch.cat([t.points for t in tables]),
+            torch.cat([t.score for t in tables]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Identities:
+    """K people whose faces can be put on somebody else."""
+
+    names: tuple[str, ...]  # K, what reports call them (a file name as a rule)
+    embedding: Tensor  # (K, D) float32, exactly as the generator wants it (GHOST: not normalised)
+
+    def __post_init__(self) -> None:
+        d = self.embedding.shape[-1] if self.embedding.ndim else 0
+        _check("Identities", "embedding", self.embedding, (len(self.names), d), torch.float32)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True, slots=True)
+class SwapResult:
+    """What the pipeline made of one batch of frames."""
+
+    frames: Tensor  # (B, 3, H, W) uint8 RGB, the swapped frames
+    faces: Faces  # every face seen in them
+    source: Tensor  # (N,) int64, which identity face i received, -1 = left alone
+    embedding: Tensor | None = None  # (N, D) float32, of the target faces, if they were computed
+
+    def __post_init__(self) -> None:
+        _check("SwapResult", "source", self.source, (len(self.faces),), torch.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What a container says about its video stream, and what else it carries."""
+
+    width: int  # px, as shown (after rotation)
+    height: int  # px, as shown (after rotation)
+    rate: Fraction  # frames per second, average
+    time_base: Fraction  # seconds per pts tick
+    frames: int  # as the container says; 0 if it does not
+    duration: float  # seconds; 0 if unknown
+    rotation: int = 0  # degrees clockwise the player has to turn the picture: 0, 90, 180, 270
+    pixel_format: str = "yuv420p"
+    bits: int = 8  # per component
+    codec: str = ""
+    container: str = ""
+    color_space: str = ""  # matrix, ffmpeg's name: bt709, smpte170m, bt2020nc ...
+    color_primaries: str = ""
+    color_transfer: str = ""
+    color_range: str = ""  # tv, pc or empty
+    sample_aspect: Fraction = Fraction(1)
+    interlaced: bool = False
+    variable_rate: bool = False
+    alpha: bool = False
+    audio: int = 0  # streams
+    subtitles: int = 0  # streams
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReport:
+    """What `swap_image` did to one photo."""
+
+    output: str  # path written, or "" when the result was returned as an array
+    faces_seen: int
+    faces_swapped: int
+    pack: str
+    device: str
+    seconds: dict[str, float] = field(default_factory=dict)  # stage -> seconds
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VideoReport:
+    """What `swap_video` did to one clip."""
+
+    output: str
+    frames: int
+    faces_seen: int
+    faces_swapped: int
+    pack: str
+    device: str
+    seconds: dict[str, float] = field(default_factory=dict)  # stage -> seconds
+    warnings: tuple[str, ...] = ()
+    jitter: float | None = (
+        None  # second difference of swapped points against the target's, % of eye distance
+    )
