@@ -1,0 +1,147 @@
+"""Warps of one rectangle: from a frame into a crop, and from a crop over its frame.
+
+Nothing here ever holds more than the rectangle a face covers. Both directions low-pass before
+they shrink: bilinear sampling alone would alias in the crop of a large face, and in the paste
+of a crop onto a small one.
+
+Per face the geometry is a few floats, so matrices live on the host here, as two rows of three
+numbers; coordinates are (x, y), pixel centres at integers, ``align_corners=True`` throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Padding = Literal["zeros", "border", "reflection"]
+Affine = list[list[float]]  # the two rows of a (2, 3) matrix
+
+_BAND = 1 << 19  # pixels pasted at once: bounds the memory that a large face needs
+
+
+def sample_rectangle(
+    frame: Tensor,  # (C, H, W) uint8 or float
+    inverse: Affine,  # crop -> frame
+    size: int,
+    padding: Padding,
+) -> Tensor:
+    """One crop ``(1, C, S, S) float32`` in the units of the frame."""
+    height, width = frame.shape[-2:]
+    scale = 1.0 / max(_scale(inverse), 1e-9)
+    x0, y0, x1, y1 = _bounds(inverse, (0, 0, size - 1, size - 1))
+    reach = 1.0 + 2.0 / _shrink_factor(scale)  # what the bilinear and the low-pass filter see
+    left, right = _span(x0 - reach, x1 + reach, width, padding == "reflection")
+    top, bottom = _span(y0 - reach, y1 + reach, height, padding == "reflection")
+    patch = frame[None, :, top:bottom, left:right].float()
+    patch, to_patch = _shrink(patch, scale)
+    view = _compose(to_patch, _compose([[1, 0, -left], [0, 1, -top]], inverse))
+    grid = _grid(view, (0, 0, size, size), patch)
+    return F.grid_sample(patch, grid, "bilinear", padding, align_corners=True)
+
+
+def blend_rectangle(
+    frame: Tensor,  # (C, H, W), written to
+    layer: Tensor,  # (C + 1, S, S) float32, premultiplied colour and mask
+    matrix: Affine,  # frame -> crop
+    extent: list[int],  # x0 y0 x1 y1 in crop pixels, inclusive: where the mask is not zero
+) -> None:
+    """Blend one crop over its rectangle of the frame, in place, rounded once if uint8."""
+    height, width = frame.shape[-2:]
+    scale = 1.0 / max(_scale(matrix), 1e-9)
+    patch, to_patch = _shrink(layer[None], scale)
+    reach = 2.0 / _shrink_factor(scale)  # crop pixels by which the filters spread the mask
+    spread = (extent[0] - reach, extent[1] - reach, extent[2] + reach, extent[3] + reach)
+    x0, y0, x1, y1 = _bounds(_invert(matrix), spread)
+    left, right = max(0, math.floor(x0)), min(width, math.ceil(x1) + 1)
+    top, bottom = max(0, math.floor(y0)), min(height, math.ceil(y1) + 1)
+    if left >= right or top >= bottom:
+        return
+    view = _compose(to_patch, matrix)
+    rows = max(1, _BAND // (right - left))
+    white = 255.0 if frame.dtype == torch.uint8 else 1.0
+    for y in range(top, bottom, rows):
+        band = (left, y, right, min(bottom, y + rows))
+        warped = F.grid_sample(patch, _grid(view, band, patch), align_corners=True)[0]
+        under = frame[:, band[1] : band[3], left:right]
+        mixed = under * (1.0 - warped[-1:]) + warped[:-1] * white
+        under.copy_(mixed.round_().clamp_(0, 255) if white == 255.0 else mixed)
+
+
+def _span(low: float, high: float, side: int, mirrored: bool) -> tuple[int, int]:
+    """Pixels ``[start, stop)`` of a side that sampling from low to high needs, two at least."""
+    if mirrored and low < 0:
+        high = max(high, -low)
+    if mirrored and high > side - 1:
+        low = min(low, 2 * (side - 1) - high)
+    start = min(max(0, math.floor(low)), max(0, side - 2))
+    return start, max(min(side, math.ceil(high) + 1), min(side, start + 2))
+
+
+def _shrink_factor(scale: float) -> float:
+    """Resize to apply before a bilinear warp by ``scale``.
+
+    None from 0.5 on; below 0.25 all of the shrinking; between the two it grows without a jump,
+    so that a face that walks away does not change sharpness from one frame to the next.
+    """
+    return min(1.0, max(scale, 4.0 * scale * scale))
+
+
+def _shrink(
+    image: Tensor,  # (1, C, h, w) float32
+    scale: float,  # of the warp to come
+) -> tuple[Tensor, Affine]:
+    """The image low-passed and resized, and the matrix old -> new pixels."""
+    factor = _shrink_factor(scale)
+    if factor >= 1.0:
+        return image, [[1, 0, 0], [0, 1, 0]]
+    height, width = image.shape[-2:]
+    size = (max(2, round(height * factor)), max(2, round(width * factor)))
+    small = F.interpolate(image, size, mode="bilinear", antialias=True)
+    sy, sx = size[0] / height, size[1] / width
+    return small, [[sx, 0, 0.5 * sx - 0.5], [0, sy, 0.5 * sy - 0.5]]
+
+
+def _grid(
+    view: Affine,  # output pixels -> pixels of the image
+    area: tuple[int, int, int, int],  # x0 y0 x1 y1 of the output, x1 and y1 exclusive
+    image: Tensor,  # (1, C, h, w), what will be sampled
+) -> Tensor:
+    """Sampling grid ``(1, y1 - y0, x1 - x0, 2)`` of grid_sample with align_corners=True."""
+    x = torch.arange(area[0], area[2], device=image.device, dtype=torch.float32)
+    y = torch.arange(area[1], area[3], device=image.device, dtype=torch.float32)
+    axes = []
+    for (a, b, c), side in zip(view, (image.shape[-1], image.shape[-2]), strict=True):
+        unit = 2.0 / max(side - 1, 1)
+        axes.append((x * (a * unit))[None] + (y * (b * unit) + (c * unit - 1.0))[:, None])
+    return torch.stack(axes, -1)[None]
+
+
+def _bounds(matrix: Affine, area: tuple[float, float, float, float]) -> tuple[float, ...]:
+    """Bounds x0 y0 x1 y1 of a rectangle after the matrix."""
+    corners = [(x, y) for x in (area[0], area[2]) for y in (area[1], area[3])]
+    xs, ys = ([a * x + b * y + c for x, y in corners] for a, b, c in matrix)
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _scale(matrix: Affine) -> float:
+    (a, b, _), (c, d, _) = matrix
+    return math.sqrt(abs(a * d - b * c))
+
+
+def _compose(outer: Affine, inner: Affine) -> Affine:
+    """First inner, then outer."""
+    (a, b, c), (d, e, f) = inner
+    return [[u * a + v * d, u * b + v * e, u * c + v * f + w] for u, v, w in outer]
+
+
+def _invert(matrix: Affine) -> Affine:
+    (a, b, c), (d, e, f) = matrix
+    det = a * e - b * d
+    return [
+        [e / det, -b / det, (b * f - c * e) / det],
+        [-d / det, a / det, (c * d - a * f) / det],
+    ]
