@@ -6,6 +6,9 @@ command line ends with. Messages say what was done, where, and what to do next, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class FaceSwapError(Exception):
     """Base of all errors the package raises on purpose; shown without a traceback."""
@@ -41,3 +44,17 @@ class NoFaceError(FaceSwapError, LookupError):
 
 class DeviceError(FaceSwapError, RuntimeError):
     """A device that was asked for and cannot be had."""
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a name that nobody here knows, with the nearest known one.
+
+    Args:
+        what: What was named, as the user would say it ("pack", "setting").
+        name: The name that was given.
+        known: Every name there is.
+    """
+    names = sorted(known)
+    nearest = get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(names)}"
+    return ConfigError(f"unknown {what} {name!r}: {hint}")
