@@ -23,8 +23,6 @@ pytestmark = pytest.mark.skipif(
 
 ENCODERS = ("unet", "linknet", "resnet")
 GENERATORS = [f"{encoder}_{blocks}" for encoder in ENCODERS for blocks in "123"]
-    f"{encoder}_{blocks}" for encoder in ("unet", "linknet", "resnet") for blocks in "123"
-]
 
 
 def new(name: str) -> nn.Module:
