@@ -238,7 +238,7 @@ def _locked() -> dict[str, dict[str, Any]]:
         records: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         if not all(isinstance(record["sha256"], str) for record in records.values()):
             raise ValueError("a sha256 is not text")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise WeightError(f"cannot read {path}: {error}; mend or remove it") from error
