@@ -204,7 +204,9 @@ class Alignment:
                 f"{(n, 1, s, s)}, got {tuple(crops.shape)} and {tuple(mask.shape)}"
             )
         out = frames.clone()
-        layers = torch.cat((crops * mask, mask), 1).float()  # colour premultiplied by its mask
+        white = 255.0 if frames.dtype == torch.uint8 else 1.0
+        mask = mask.float()
+        layers = torch.cat((crops.float().clamp(0.0, 1.0) * (mask * white), mask), 1)
         host = zip(self.matrix.tolist(), _extent(mask).tolist(), frame.tolist(), strict=True)
         for layer, (matrix, extent, b) in zip(layers, host, strict=True):
             if extent[2] >= extent[0]:

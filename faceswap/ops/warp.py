@@ -20,7 +20,7 @@ from torch import Tensor
 Padding = Literal["zeros", "border", "reflection"]
 Affine = list[list[float]]  # the two rows of a (2, 3) matrix
 
-_BAND = 1 << 19  # pixels pasted at once: bounds the memory that a large face needs
+_BAND = 1 << 18  # pixels pasted at once: bounds the memory that a large face needs
 
 
 def sample_rectangle(
@@ -45,7 +45,7 @@ def sample_rectangle(
 
 def blend_rectangle(
     frame: Tensor,  # (C, H, W), written to
-    layer: Tensor,  # (C + 1, S, S) float32, premultiplied colour and mask
+    layer: Tensor,  # (C + 1, S, S) float32, colour in the frame's units times mask; mask
     matrix: Affine,  # frame -> crop
     extent: list[int],  # x0 y0 x1 y1 in crop pixels, inclusive: where the mask is not zero
 ) -> None:
@@ -62,13 +62,13 @@ def blend_rectangle(
         return
     view = _compose(to_patch, matrix)
     rows = max(1, _BAND // (right - left))
-    white = 255.0 if frame.dtype == torch.uint8 else 1.0
     for y in range(top, bottom, rows):
         band = (left, y, right, min(bottom, y + rows))
         warped = F.grid_sample(patch, _grid(view, band, patch), align_corners=True)[0]
         under = frame[:, band[1] : band[3], left:right]
-        mixed = under * (1.0 - warped[-1:]) + warped[:-1] * white
-        under.copy_(mixed.round_().clamp_(0, 255) if white == 255.0 else mixed)
+        mixed = under * (1.0 - warped[-1:])
+        mixed += warped[:-1]
+        under.copy_(mixed if frame.is_floating_point() else mixed.round_())
 
 
 def _span(low: float, high: float, side: int, mirrored: bool) -> tuple[int, int]:
@@ -113,11 +113,12 @@ def _grid(
     """Sampling grid ``(1, y1 - y0, x1 - x0, 2)`` of grid_sample with align_corners=True."""
     x = torch.arange(area[0], area[2], device=image.device, dtype=torch.float32)
     y = torch.arange(area[1], area[3], device=image.device, dtype=torch.float32)
-    axes = []
-    for (a, b, c), side in zip(view, (image.shape[-1], image.shape[-2]), strict=True):
-        unit = 2.0 / max(side - 1, 1)
-        axes.append((x * (a * unit))[None] + (y * (b * unit) + (c * unit - 1.0))[:, None])
-    return torch.stack(axes, -1)[None]
+    grid = torch.empty(1, len(y), len(x), 2, device=image.device)
+    for axis, (a, b, c) in enumerate(view):
+        unit = 2.0 / max(image.shape[3 - axis] - 1, 1)
+        column = y * (b * unit) + (c * unit - 1.0)
+        torch.add((x * (a * unit))[None], column[:, None], out=grid[0, ..., axis])
+    return grid
 
 
 def _bounds(matrix: Affine, area: tuple[float, float, float, float]) -> tuple[float, ...]:
