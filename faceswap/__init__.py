@@ -1,1 +1,76 @@
-"""Face swapping: one photo of a person onto another person in a photo or a video."""
+"""Face swapping: one photo of a person onto another person in a photo or a video.
+
+    from faceswap import Swapper, swap_image
+
+    swapper = Swapper.from_pack("lite")
+    swap_image(swapper, "source.jpg", "target.jpg", "swapped.jpg")
+
+Importing the package loads nothing else: each public name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from faceswap.config import SwapConfig, VideoConfig, load_config
+    from faceswap.errors import FaceSwapError
+    from faceswap.models import load_model
+    from faceswap.swap import Swapper, swap_image, swap_video
+    from faceswap.types import (
+        Faces,
+        Identities,
+        ImageReport,
+        SwapResult,
+        VideoInfo,
+        VideoReport,
+    )
+
+    __version__: str
+
+__all__ = [
+    "FaceSwapError",
+    "Faces",
+    "Identities",
+    "ImageReport",
+    "SwapConfig",
+    "SwapResult",
+    "Swapper",
+    "VideoConfig",
+    "VideoInfo",
+    "VideoReport",
+    "__version__",
+    "load_config",
+    "load_model",
+    "swap_image",
+    "swap_video",
+]
+
+_HOME = {  # public name -> module it comes from
+    **dict.fromkeys(("SwapConfig", "VideoConfig", "load_config"), "config"),
+    **dict.fromkeys(("FaceSwapError",), "errors"),
+    **dict.fromkeys(("load_model",), "models"),
+    **dict.fromkeys(("Swapper", "swap_image", "swap_video"), "swap"),
+    **dict.fromkeys(
+        ("Faces", "Identities", "ImageReport", "SwapResult", "VideoInfo", "VideoReport"), "types"
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """PEP 562: look a public name up in its module, once."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("faceswap")
+    elif name in _HOME:
+        value = getattr(import_module(f"faceswap.{_HOME[name]}"), name)
+    else:
+        raise AttributeError(f"module 'faceswap' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
