@@ -5,9 +5,9 @@ An architecture is a name in `ARCHITECTURES`; its module is imported when it is 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from faceswap.errors import ConfigError, WeightError
+from faceswap.errors import ConfigError, WeightError, unknown
 from faceswap.models.checkpoint import Checkpoint, fill, read_checkpoint, save_model
 
 __all__ = ["ARCHITECTURES", "Precision", "build", "load_model", "save_model"]
@@ -47,15 +47,13 @@ def build(arch: str, **args: Any) -> nn.Module:
         ConfigError: no such architecture, or it takes no such argument or value.
     """
     if arch not in ARCHITECTURES:
-        near = difflib.get_close_matches(arch, ARCHITECTURES, n=1)
-        hint = f", did you mean {near[0]}" if near else ""
-        raise ConfigError(f"architecture {arch!r}: expected {', '.join(ARCHITECTURES)}{hint}")
+        raise unknown("architecture", arch, ARCHITECTURES)
     module, name = ARCHITECTURES[arch].split(":")
     constructor = getattr(importlib.import_module(module), name)
-    unknown = [arg for arg in args if arg not in inspect.signature(constructor).parameters]
-    if unknown:
-        known = ", ".join(inspect.signature(constructor).parameters)
-        raise ConfigError(f"{arch}: no argument {unknown[0]!r}, expected {known}")
+    known = inspect.signature(constructor).parameters
+    for arg in args:
+        if arg not in known:
+            raise unknown(f"argument of {arch}", arg, known)
     try:
         model: nn.Module = constructor(**args)
     except (ValueError, TypeError) as error:
@@ -101,17 +99,14 @@ def _find(name_or_path: str | Path) -> Checkpoint:
         return read_checkpoint(path)
     from faceswap import weights  # reads its table when imported; a path needs none of it
 
-    entry = weights.entry(str(name_or_path))
-    checkpoint = read_checkpoint(weights.resolve(str(name_or_path)))
-    if checkpoint.card or not entry.arch:  # one of ours says itself what it is
-        return checkpoint
-    return Checkpoint(
-        checkpoint.path,
-        checkpoint.state,
-        arch=entry.arch,
-        args=dict(entry.args),
-        title=checkpoint.title,
-    )
+    name = str(name_or_path)
+    entry = weights.entry(name)
+    if entry.arch not in ARCHITECTURES:
+        raise WeightError(f"{name}: no network of faceswap.models reads {entry.file}")
+    checkpoint = read_checkpoint(weights.resolve(name))
+    if checkpoint.arch and checkpoint.path.suffix == ".safetensors":
+        return checkpoint  # it says itself what it is
+    return replace(checkpoint, arch=entry.arch, args=dict(entry.args))
 
 
 NORMS = (

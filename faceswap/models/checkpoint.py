@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise MissingWeightError(f"{path}: no such weight file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    if path.suffix == ".onnx":
+        raise WeightError(f"{path}: an ONNX file; expected .safetensors or a torch state dict")
     state = _read_pickle(path)
     arch, args, title = recognise(state)
     return Checkpoint(path, state, arch=arch, args=args, title=title)
@@ -72,13 +75,15 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        text = str(error)
-        if "global" in text.lower() or "weights_only" in text.lower():
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if code:
             raise WeightError(
-                f"{path}: holds Python code or objects, not only tensors, and is not opened; "
+                f"{path}: holds Python code ({code[1]}), not only tensors, and is not opened; "
                 "get a plain state dict or a .safetensors file"
             ) from error
-        raise WeightError(f"{path}: damaged or not a torch file") from error
+        raise WeightError(
+            f"{path}: damaged or not a torch state dict; a pickle of other things is not opened"
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, struct.error) as error:
         if "torchscript" in str(error).lower():
             raise WeightError(f"{path}: holds a TorchScript program and is not opened") from error
