@@ -20,6 +20,8 @@ from torch import Tensor
 Padding = Literal["zeros", "border", "reflection"]
 Affine = list[list[float]]  # the two rows of a (2, 3) matrix
 
+_SHARP, _SOFT = 0.5, 0.35  # scales: from the one on plain bilinear, from the other low-passed
+_RESIDUAL = 0.7  # what is left to the bilinear warp after the low-pass has shrunk the picture
 _BAND = 1 << 18  # pixels pasted at once: bounds the memory that a large face needs
 
 
@@ -33,14 +35,12 @@ def sample_rectangle(
     height, width = frame.shape[-2:]
     scale = 1.0 / max(_scale(inverse), 1e-9)
     x0, y0, x1, y1 = _bounds(inverse, (0, 0, size - 1, size - 1))
-    reach = 1.0 + 2.0 / _shrink_factor(scale)  # what the bilinear and the low-pass filter see
+    reach = 1.0 + _reach(scale)
     left, right = _span(x0 - reach, x1 + reach, width, padding == "reflection")
     top, bottom = _span(y0 - reach, y1 + reach, height, padding == "reflection")
     patch = frame[None, :, top:bottom, left:right].float()
-    patch, to_patch = _shrink(patch, scale)
-    view = _compose(to_patch, _compose([[1, 0, -left], [0, 1, -top]], inverse))
-    grid = _grid(view, (0, 0, size, size), patch)
-    return F.grid_sample(patch, grid, "bilinear", padding, align_corners=True)
+    view = _compose([[1, 0, -left], [0, 1, -top]], inverse)
+    return _warp(patch, view, (0, 0, size, size), scale, padding)
 
 
 def blend_rectangle(
@@ -52,19 +52,17 @@ def blend_rectangle(
     """Blend one crop over its rectangle of the frame, in place, rounded once if uint8."""
     height, width = frame.shape[-2:]
     scale = 1.0 / max(_scale(matrix), 1e-9)
-    patch, to_patch = _shrink(layer[None], scale)
-    reach = 2.0 / _shrink_factor(scale)  # crop pixels by which the filters spread the mask
+    reach = _reach(scale)  # crop pixels by which the filters spread the mask
     spread = (extent[0] - reach, extent[1] - reach, extent[2] + reach, extent[3] + reach)
     x0, y0, x1, y1 = _bounds(_invert(matrix), spread)
     left, right = max(0, math.floor(x0)), min(width, math.ceil(x1) + 1)
     top, bottom = max(0, math.floor(y0)), min(height, math.ceil(y1) + 1)
     if left >= right or top >= bottom:
         return
-    view = _compose(to_patch, matrix)
     rows = max(1, _BAND // (right - left))
     for y in range(top, bottom, rows):
         band = (left, y, right, min(bottom, y + rows))
-        warped = F.grid_sample(patch, _grid(view, band, patch), align_corners=True)[0]
+        warped = _warp(layer[None], matrix, band, scale, "zeros")[0]
         under = frame[:, band[1] : band[3], left:right]
         mixed = under * (1.0 - warped[-1:])
         mixed += warped[:-1]
@@ -81,36 +79,33 @@ def _span(low: float, high: float, side: int, mirrored: bool) -> tuple[int, int]
     return start, max(min(side, math.ceil(high) + 1), min(side, start + 2))
 
 
-def _shrink_factor(scale: float) -> float:
-    """Resize to apply before a bilinear warp by ``scale``.
-
-    None from 0.5 on; below 0.25 all of the shrinking; between the two it grows without a jump,
-    so that a face that walks away does not change sharpness from one frame to the next.
-    """
-    return min(1.0, max(scale, 4.0 * scale * scale))
-
-
-def _shrink(
+def _warp(
     image: Tensor,  # (1, C, h, w) float32
-    scale: float,  # of the warp to come
-) -> tuple[Tensor, Affine]:
-    """The image low-passed and resized, and the matrix old -> new pixels."""
-    factor = _shrink_factor(scale)
-    if factor >= 1.0:
-        return image, [[1, 0, 0], [0, 1, 0]]
-    height, width = image.shape[-2:]
-    size = (max(2, round(height * factor)), max(2, round(width * factor)))
-    small = F.interpolate(image, size, mode="bilinear", antialias=True)
-    sy, sx = size[0] / height, size[1] / width
-    return small, [[sx, 0, 0.5 * sx - 0.5], [0, sy, 0.5 * sy - 0.5]]
-
-
-def _grid(
     view: Affine,  # output pixels -> pixels of the image
     area: tuple[int, int, int, int],  # x0 y0 x1 y1 of the output, x1 and y1 exclusive
-    image: Tensor,  # (1, C, h, w), what will be sampled
+    scale: float,  # output pixels per pixel of the image
+    padding: Padding,
 ) -> Tensor:
-    """Sampling grid ``(1, y1 - y0, x1 - x0, 2)`` of grid_sample with align_corners=True."""
+    """The image seen through the view, ``(1, C, y1 - y0, x1 - x0)``, low-passed where it shrinks.
+
+    Between two scales the plain and the low-passed picture are mixed, so that a face that walks
+    away does not change its sharpness from one frame to the next.
+    """
+    soft = min(1.0, max(0.0, (_SHARP - scale) / (_SHARP - _SOFT)))
+    if soft == 0.0:
+        return _sample(image, view, area, padding)
+    small, to_small = _shrink(image, scale / _RESIDUAL)
+    low = _sample(small, _compose(to_small, view), area, padding)
+    return low if soft == 1.0 else _sample(image, view, area, padding).lerp_(low, soft)
+
+
+def _sample(
+    image: Tensor,  # (1, C, h, w) float32
+    view: Affine,  # output pixels -> pixels of the image
+    area: tuple[int, int, int, int],  # x0 y0 x1 y1 of the output, x1 and y1 exclusive
+    padding: Padding,
+) -> Tensor:
+    """The image seen through the view, bilinear."""
     x = torch.arange(area[0], area[2], device=image.device, dtype=torch.float32)
     y = torch.arange(area[1], area[3], device=image.device, dtype=torch.float32)
     grid = torch.empty(1, len(y), len(x), 2, device=image.device)
@@ -118,7 +113,24 @@ def _grid(
         unit = 2.0 / max(image.shape[3 - axis] - 1, 1)
         column = y * (b * unit) + (c * unit - 1.0)
         torch.add((x * (a * unit))[None], column[:, None], out=grid[0, ..., axis])
-    return grid
+    return F.grid_sample(image, grid, "bilinear", padding, align_corners=True)
+
+
+def _reach(scale: float) -> float:
+    """How far the filters of `_warp` see, in pixels of its image."""
+    return 1.0 if scale >= _SHARP else 2.0 * _RESIDUAL / scale
+
+
+def _shrink(
+    image: Tensor,  # (1, C, h, w) float32
+    factor: float,
+) -> tuple[Tensor, Affine]:
+    """The image low-passed and resized, and the matrix old -> new pixels."""
+    height, width = image.shape[-2:]
+    size = (max(2, round(height * factor)), max(2, round(width * factor)))
+    small = F.interpolate(image, size, mode="bilinear", antialias=True)
+    sy, sx = size[0] / height, size[1] / width
+    return small, [[sx, 0, 0.5 * sx - 0.5], [0, sy, 0.5 * sy - 0.5]]
 
 
 def _bounds(matrix: Affine, area: tuple[float, float, float, float]) -> tuple[float, ...]:
