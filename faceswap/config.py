@@ -23,6 +23,8 @@ from faceswap.errors import ConfigError, unknown
 Unit = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
 Length = Annotated[float, Field(ge=0, le=0.5)]  # of the crop's side
+Share = Annotated[float, Field(gt=0, lt=1)]
+Side = Annotated[int, Field(ge=64)]
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -39,11 +41,11 @@ S = TypeVar("S", bound=Settings)
 class DetectorConfig(Settings):
     """Finding faces."""
 
-    threshold: Unit = 0.5
-    """Least score of a face."""
-    max_side: Annotated[int, Field(ge=64)] = 960
-    """Frames are shrunk to this longer side in pixels before detection; larger finds smaller
-    faces and takes longer."""
+    threshold: Share | None = None
+    """Least score of a face; null: the detector's own."""
+    sides: tuple[Side, ...] | None = None
+    """Longer sides in pixels that frames are shrunk to for detection, results merged; larger
+    finds smaller faces and takes longer. null: the detector's own for photos or for clips."""
     rotate: bool = True
     """Look again at 90, 180 and 270 degrees where nothing is found upright."""
 
@@ -54,14 +56,27 @@ class MaskConfig(Settings):
     kind: Literal["adaptive", "ghost"] | None = None
     """adaptive: follows the difference of the two faces all around, continuously; ghost: the
     original's table; null: as the pack says."""
-    grow: Length = 0.03
-    """Most the adaptive mask grows, where the swapped face covers the target's."""
-    shrink: Length = 0.07
-    """Most the adaptive mask shrinks, where it does not."""
-    feather: Length = 0.03
-    """Standard deviation of the adaptive mask's blur where the two faces agree."""
-    brow: Annotated[float, Field(ge=0, le=3)] = 1.0
-    """How far the mask reaches above the brows, in distances from eye to brow."""
+    grow: Length = 0.015
+    """How far outside the outline the adaptive mask ends where the swapped face covers the
+    target's."""
+    rest: Annotated[float, Field(ge=-0.5, le=0.5)] = -0.012
+    """The same where the two faces agree; negative: inside the outline."""
+    shrink: Length = 0.05
+    """How far inside the outline it ends where the swapped face is smaller."""
+    feather: Annotated[float, Field(gt=0, le=0.5)] = 0.08
+    """Width of its edge where the two faces agree."""
+    sharpen: Annotated[float, Field(gt=0, le=1)] = 0.625
+    """Factor on feather where the swapped face covers the target's."""
+    soften: Annotated[float, Field(ge=1, le=5)] = 2.0
+    """Factor on feather where the swapped face is smaller."""
+    span: Annotated[float, Field(gt=0, le=0.5)] = 0.025
+    """Difference of the two outlines at which grow or shrink is reached."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MaskConfig:
+        if not -self.shrink <= self.rest <= self.grow:
+            raise ValueError(f"rest ({self.rest:g}) should lie between -shrink and grow")
+        return self
 
 
 class BlendConfig(Settings):
@@ -266,7 +281,9 @@ def _complaint(detail: ErrorDetails, schema: type[Settings]) -> str:
     if detail["type"] == "model_type":
         return f"{dotted}: is a group of settings, not a single one: {dotted}.NAME=VALUE"
     said = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    return f"{dotted}: {said}, got {detail['input']!r}" if dotted else said
+    if isinstance(detail["input"], dict):  # of several settings together
+        return f"{dotted}: {said}" if dotted else said
+    return f"{dotted}: {said}, got {detail['input']!r}"
 
 
 def _names(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:

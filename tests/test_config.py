@@ -57,6 +57,9 @@ def test_dump_reads_back_to_the_same(tmp_path):
         ("encode.crf=18", "unknown setting 'encode'"),  # of a video, not of a picture
         ("mask.feather=3", "mask.feather: should be less than or equal to 0.5, got 3"),
         ("mask.feather=.nan", "mask.feather: should be a finite number"),
+        ("mask.rest=0.4", "mask: rest (0.4) should lie between -shrink and grow"),
+        ("detector.threshold=0", "detector.threshold: should be greater than 0, got 0"),
+        ("detector.sides=[640, 8]", "detector.sides.1: should be greater than or equal to 64"),
         ("mask.kind=round", "mask.kind: should be 'adaptive' or 'ghost', got 'round'"),
         ("device=gpu", "device: should be auto, cpu, cuda or cuda:INDEX, got 'gpu'"),
         ("batch_size=0", "batch_size: should be greater than or equal to 1, got 0"),
@@ -131,6 +134,22 @@ def test_missing_file_and_folder(tmp_path):
 def test_frozen():
     with pytest.raises(ValueError, match="frozen"):
         SwapConfig().pack = "ghost-2"
+
+
+def test_mask_defaults_are_those_of_the_mask():
+    from faceswap.ops.mask import Response
+
+    mask = SwapConfig().mask
+    told = Response(
+        span=mask.span,
+        growth_wide=mask.grow,
+        growth_rest=mask.rest,
+        growth_narrow=-mask.shrink,
+        feather_wide=mask.feather * mask.sharpen,
+        feather_rest=mask.feather,
+        feather_narrow=mask.feather * mask.soften,
+    )
+    assert told == Response()
 
 
 def test_every_setting_says_what_it_does():
