@@ -108,6 +108,18 @@ class Identities:
 
 
 @dataclass(frozen=True, slots=True)
+class Guide:
+    """What warp guidance knows of N swaps; all ``(N, C, S, S)`` float, in the target's crop."""
+
+    image: Tensor  # (N, 3, S, S) in [0, 1], the source's face warped and lit as the target
+    base: Tensor  # (N, 3, S, S) in [0, 1], the target with its face low-passed
+    region: Tensor  # (N, 1, S, S) in [0, 1], soft, where the swapped face will be
+    mouth: Tensor  # (N, 1, S, S) in [0, 1], soft interior of the lips
+    trust: Tensor  # (N, 1, S, S) in [0, 1], how well the source shows this part
+    points: Tensor  # (N, 2, S, S) in [0, 1], landmarks and irises drawn as dots
+
+
+@dataclass(frozen=True, slots=True)
 class SwapResult:
     """What the pipeline made of one batch of frames."""
 

@@ -91,38 +91,86 @@ def hull_pixels(
 ) -> Tensor:
     """Pixels of the hull and its outline, ``(N, 1, S, S) float32``, 1 inside and 0 outside.
 
-    A pixel belongs when its row or its column meets the hull within half a pixel of it: what
-    cv2.fillConvexPoly draws (spans by rows, plus an eight-connected outline).
+    The pixels of cv2.fillConvexPoly: spans by rows, and an outline of Bresenham lines. The ends
+    of a span lie on edges of the hull and no line between two points leaves it, so they are the
+    extremes over all pairs of points.
     """
     masks = []
-    for face in points:
-        rows, columns = _spans(face, size), _spans(face.flip(-1), size)
+    for face, corner in zip(points.double(), _corners(points), strict=True):
+        face = face[corner]
+        (left, right), (top, bottom) = _row_spans(face, size), _column_spans(face, size)
         i = torch.arange(size, device=points.device)
-        inside = (i >= rows[0][:, None]) & (i <= rows[1][:, None])
-        inside |= ((i >= columns[0][:, None]) & (i <= columns[1][:, None])).mT
+        inside = (i >= left[:, None]) & (i <= right[:, None])
+        inside |= ((i >= top[:, None]) & (i <= bottom[:, None])).mT
         masks.append(inside)
     return torch.stack(masks)[:, None].float() if masks else points.new_zeros(0, 1, size, size)
 
 
-def _spans(
-    points: Tensor,  # (P, 2) float
+def _corners(
+    points: Tensor,  # (N, P, 2) float
+) -> Tensor:
+    """Which points may be corners of the hull, ``(N, P) bool``: all others lie within a half turn.
+
+    Points on an edge may count, points inside never do: it only saves work.
+    """
+    ray = points[:, None] - points[:, :, None]  # (N, P, P, 2), from each point to each other one
+    angle = torch.atan2(ray[..., 1], ray[..., 0])
+    itself = (ray == 0).all(-1)
+    angle = torch.where(itself, -math.inf, angle)
+    angle = torch.where(itself, angle.amax(-1, keepdim=True), angle).sort(-1).values
+    gap = torch.cat((angle.diff(dim=-1), angle[..., :1] + 2 * math.pi - angle[..., -1:]), -1)
+    return gap.amax(-1) > math.pi - 1e-3
+
+
+def _row_spans(
+    points: Tensor,  # (P, 2) float64, whole numbers
     size: int,
 ) -> tuple[Tensor, Tensor]:
-    """First and last pixel of the hull in each of S rows, two ``(S,)``; first > last: none.
+    """First and last pixel of the hull in each of S rows, two ``(S,)``; first > last: none."""
+    start, run, at, met = _crossings(points, 1, size)
+    # cv2 walks the sides in steps of 1 / 65536, which decides where halves go
+    step = ((run[:, 0] * 2**17 + run[:, 1]) / (2 * run[:, 1])).trunc() / 2**16
+    span = (start[:, 0] + at * step + 0.5).floor()
+    # the outline takes halves to the left where it runs along the column
+    line = start[:, 0] + (at * run[:, 0] / run[:, 1] - 0.5).ceil()
+    first = torch.where(run[:, 0].abs() < run[:, 1], torch.minimum(span, line), span)
+    return (
+        torch.where(met, first, math.inf).amin(1),
+        torch.where(met, span, -math.inf).amax(1),
+    )
 
-    The ends of a row's span lie on hull edges, and no line between two points leaves the hull:
-    so they are the extremes over all pairs of points, one on each side of the row.
+
+def _column_spans(
+    points: Tensor,  # (P, 2) float64, whole numbers
+    size: int,
+) -> tuple[Tensor, Tensor]:
+    """First and last pixel of the hull in each of S columns, two ``(S,)``."""
+    start, run, at, met = _crossings(points, 0, size)
+    rise = at * run[:, 1] / run[:, 0]  # from the left end, towards which halves go
+    line = start[:, 1] + rise.sign() * (rise.abs() - 0.5).ceil()
+    return (
+        torch.where(met, line, math.inf).amin(1),
+        torch.where(met, line, -math.inf).amax(1),
+    )
+
+
+def _crossings(
+    points: Tensor,  # (P, 2) float64
+    axis: int,  # 0: columns, 1: rows
+    size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where S rows or columns meet the lines between all M pairs of points.
+
+    Returns:
+        The end ``(M, 2)`` of each line that is less along the axis, the way ``(M, 2)`` to the
+        other end, the way ``(S, M)`` along the axis to each row, and whether they meet.
     """
     a, b = torch.combinations(torch.arange(len(points), device=points.device)).T
-    swap = points[a, 1] > points[b, 1]
-    lower, upper = points[torch.where(swap, b, a)], points[torch.where(swap, a, b)]
-    y = torch.arange(size, device=points.device)[:, None]  # (S, 1) against (M,) pairs
-    rise = upper[:, 1] - lower[:, 1]
-    x = lower[:, 0] + (y - lower[:, 1]) / rise.clamp_min(1e-6) * (upper[:, 0] - lower[:, 0])
-    met = (lower[:, 1] <= y) & (y <= upper[:, 1]) & (rise > 0)
-    first = torch.where(met, x, math.inf).amin(1)
-    last = torch.where(met, x, -math.inf).amax(1)
-    return (first + 0.5).floor(), (last + 0.5).floor()
+    swap = points[a, axis] > points[b, axis]
+    start = points[torch.where(swap, b, a)]
+    run = points[torch.where(swap, a, b)] - start
+    at = torch.arange(size, device=points.device)[:, None] - start[:, axis]
+    return start, run, at, (at >= 0) & (at <= run[:, axis]) & (run[:, axis] > 0)
 
 
 def _directions(

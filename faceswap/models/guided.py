@@ -1,0 +1,173 @@
+"""GuidedAEINet: AEI-Net small enough for a CPU, with warp guidance.
+
+The same three parts as AEI-Net (FaceShifter, Li et al. 2019): a U-Net encoder of attribute maps,
+an identity embedding, and AAD blocks that mix them. Three things make it small:
+
+* **Guidance** (`faceswap.ops.guide`): the source's face, already warped into the target's pose and
+  lit by its low frequencies, is one more input of the attribute encoder and the starting point of
+  the output.
+* **The target's own face never enters.** Inside the face region the network sees the target only
+  through a strong low-pass, through the mouth's interior and through landmarks. It cannot copy the
+  target's identity, so two photos of one person are ground truth for it.
+* **AAD blocks up to 32 px, pixel shuffle above.** The output is a gate and a residual at low
+  resolution; they are applied to guide and target at *their* resolution, so a network of 128 px
+  gives sharp crops of 256 or 512 px.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from faceswap.models.aad import AADResBlock
+from faceswap.models.attributes import initialise
+from faceswap.types import Guide
+
+MESH_POINTS = 478
+INPUTS = 11  # channels the encoder sees: base 3, guide 3, region, mouth, trust, points, irises
+
+
+def _conv(cin: int, cout: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(cin, cout, kernel, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(cout),
+        nn.LeakyReLU(0.1, inplace=True),
+    )
+
+
+class GuidedAEINet(nn.Module):
+    """AEI-Net with warp guidance.
+
+    Args:
+        widths: channels of the encoder at 1/2, 1/4, 1/8, 1/16 and 1/32 of the side.
+        embedding_size: D.
+        num_blocks: AAD layers a block.
+        size: side S the network works at; inputs may be any multiple of it.
+        shape_rank: size of the shape model's basis.
+    """
+
+    def __init__(
+        self,
+        *,
+        widths: tuple[int, ...] = (32, 64, 128, 192, 192),
+        embedding_size: int = 256,
+        num_blocks: int = 1,
+        size: int = 128,
+        shape_rank: int = 64,
+    ) -> None:
+        super().__init__()
+        self.size = size
+        self.embedding_size = embedding_size
+        w2, w4, w8, w16, w32 = widths
+        self.stem = _conv(INPUTS * 4, w2, 3)
+        self.down = nn.ModuleList(
+            [_conv(w2, w4, 4, 2), _conv(w4, w8, 4, 2), _conv(w8, w16, 4, 2), _conv(w16, w32, 4, 2)]
+        )
+        self.up = nn.ModuleList([_conv(w32, w16, 3), _conv(2 * w16, w8, 3), _conv(2 * w8, w4, 3)])
+        self.start = nn.Linear(embedding_size, w32 * 16)
+
+        def block(cin: int, cout: int, attribute: int) -> AADResBlock:
+            return AADResBlock(
+                cin,
+                cout,
+                attribute_channels=attribute,
+                embedding_size=embedding_size,
+                num_blocks=num_blocks,
+            )
+
+        self.blocks = nn.ModuleList(
+            [
+                block(w32, w16, w32),
+                block(w16, w8, 2 * w16),
+                block(w8, w4, 2 * w8),
+                block(w4, w4, 2 * w4),
+            ]
+        )
+        self.to_half = nn.Sequential(nn.Conv2d(w4, 4 * w2, 3, padding=1), nn.PixelShuffle(2))
+        self.fuse = _conv(2 * w2, w2, 3)
+        self.head = nn.Sequential(nn.Conv2d(w2, 16, 3, padding=1), nn.PixelShuffle(2))
+        # The shape model of the guidance travels with the weights (`faceswap.ops.guide`).
+        self.register_buffer("shape_mean", torch.zeros(MESH_POINTS, 3))
+        self.register_buffer("shape_basis", torch.zeros(shape_rank, 3 * MESH_POINTS))
+        self.register_buffer("shape_expression", torch.zeros(shape_rank, shape_rank))
+        initialise(self.start)
+        with torch.no_grad():
+            first = self.head[0]
+            assert isinstance(first, nn.Conv2d)
+            assert first.bias is not None
+            first.weight.mul_(0.1)
+            first.bias.zero_()
+            first.bias[:4] = 1.5  # the gate opens to the guide
+
+    def attributes(self, target: Guide) -> tuple[Tensor, ...]:
+        """Attribute maps of the guided target, coarse to fine: 1/32, 1/16, 1/8, 1/4, 1/2."""
+        parts = (
+            target.base * 2 - 1,
+            target.image * 2 - 1,
+            target.region,
+            target.mouth,
+            target.trust,
+            target.points,
+        )
+        maps = [self.stem(F.pixel_unshuffle(torch.cat(parts, 1), 2))]
+        for down in self.down:
+            maps.append(down(maps[-1]))
+        out = [maps[-1]]
+        for up, skip in zip(self.up, (maps[3], maps[2], maps[1]), strict=True):
+            out.append(torch.cat([up(_double(out[-1])), skip], 1))
+        return (*out, maps[0])
+
+    def gates(self, guide: Guide, identity: Tensor) -> tuple[Tensor, Tensor]:
+        """The network proper, at its own side.
+
+        Args:
+            guide: at side ``size``.
+            identity: ``(N, D)`` embedding as the pack's encoder gives it.
+
+        Returns:
+            gate ``(N, 1, S, S)`` in [0, 1], share of the guide against the base, and residual
+            ``(N, 3, S, S)`` in [-1, 1].
+        """
+        maps = self.attributes(guide)
+        identity = F.normalize(identity) * self.embedding_size**0.5
+        h = self.start(identity).view(len(identity), -1, 4, 4)
+        h = F.interpolate(h, size=maps[0].shape[-2:], mode="bilinear", align_corners=True)
+        for index, (block, attribute) in enumerate(zip(self.blocks, maps[:-1], strict=True)):
+            h = block(h if index == 0 else _double(h), attribute, identity)
+        h = self.fuse(torch.cat([self.to_half(h), maps[-1]], 1))
+        out = self.head(h).float()
+        return torch.sigmoid(out[:, :1]), torch.tanh(out[:, 1:])
+
+    def forward(self, target: Tensor, identity: Tensor, guide: Guide) -> Tensor:
+        """The swapped crop.
+
+        Args:
+            target: ``(N, 3, R, R)`` float in [0, 1], R any multiple of ``size``.
+            identity: ``(N, D)`` source embedding.
+            guide: at side R.
+
+        Returns:
+            ``(N, 3, R, R)`` in [0, 1]; equals the target wherever ``guide.region`` is 0.
+        """
+        side = target.shape[-1]
+        gate, residual = self.gates(_resized(guide, self.size), identity)
+        if side != self.size:
+            gate, residual = (
+                F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
+                for x in (gate, residual)
+            )
+        face = guide.base + gate * (guide.image - guide.base) + residual
+        return (target + guide.region * (face - target)).clamp(0, 1)
+
+
+def _double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def _resized(guide: Guide, size: int) -> Guide:
+    if guide.image.shape[-1] == size:
+        return guide
+    mode = "area" if guide.image.shape[-1] > size else "bilinear"
+    parts = (guide.image, guide.base, guide.region, guide.mouth, guide.trust, guide.points)
+    return Guide(*(F.interpolate(x, size=(size, size), mode=mode) for x in parts))

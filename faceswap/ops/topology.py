@@ -1,0 +1,57 @@
+"""Index lists of the MediaPipe FaceMesh topology (468 surface points, then two irises of five)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SURFACE = 468  # points of the face's surface; the irises after them move with the gaze
+# In drawing order; left and right as seen in the picture.
+FACE_OVAL = (
+    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
+    152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
+)  # fmt: skip
+INNER_LIPS = (
+    78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95,
+)  # fmt: skip
+OUTER_LIPS = (
+    61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146,
+)  # fmt: skip
+EYE_LEFT = (33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7)
+EYE_RIGHT = (362, 398, 384, 385, 386, 387, 388, 466, 263, 249, 390, 373, 374, 380, 381, 382)
+BROW_LEFT = (70, 63, 105, 66, 107, 55, 65, 52, 53, 46)
+BROW_RIGHT = (336, 296, 334, 293, 300, 276, 283, 282, 295, 285)
+NOSE = (168, 6, 197, 195, 5, 4, 1, 19, 94, 2, 98, 97, 326, 327, 48, 278, 115, 344)
+IRIS_LEFT = (468, 469, 470, 471, 472)
+IRIS_RIGHT = (473, 474, 475, 476, 477)
+
+
+# Control points of warp guidance: what carries shape and expression, a quarter of the mesh.
+CONTROL = (
+    *FACE_OVAL[::2],
+    *EYE_LEFT[::2],
+    *EYE_RIGHT[::2],
+    *BROW_LEFT[::2],
+    *BROW_RIGHT[::2],
+    *OUTER_LIPS[::2],
+    *INNER_LIPS[::2],
+    *NOSE,
+    468,
+    473,
+)
+
+
+def five_points(mesh: Tensor) -> Tensor:
+    """The five alignment points of a mesh: eye centres, nose tip, mouth corners.
+
+    Args:
+        mesh: ``(N, 478, 2 or 3)`` points.
+
+    Returns:
+        ``(N, 5, 2)``: eye on the picture's left, eye on its right, nose, mouth left, mouth right.
+        An eye centre is the mean of its corners and lid centres, which do not follow the gaze.
+    """
+    xy = mesh[..., :2]
+    left = xy[:, [33, 133, 159, 145]].mean(1)
+    right = xy[:, [362, 263, 386, 374]].mean(1)
+    return torch.stack([left, right, xy[:, 4], xy[:, 61], xy[:, 291]], dim=1)

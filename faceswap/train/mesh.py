@@ -1,0 +1,134 @@
+"""Training of MeshNet: dense points distilled from labels of a teacher.
+
+The teacher labelled each stored crop once, in its own best crop; the student sees that face moved,
+turned, scaled, mirrored, recoloured and degraded, and must give the same points.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from faceswap.models import mesh as layout
+from faceswap.models import save_model
+from faceswap.models.mesh import MeshNet
+from faceswap.ops import topology
+from faceswap.ops.geometry import align
+from faceswap.train.config import TrainConfig
+from faceswap.train.data import Crops, cut, jitter_color, jitter_matrix, map_points
+from faceswap.train.degrade import degrade
+from faceswap.train.loop import Task, check_finite
+
+
+def mirror_order(mesh: Tensor) -> Tensor:
+    """Which point each point becomes when a face is mirrored.
+
+    Found from the data: the mean face is symmetric, so its mirror image matched one-to-one to
+    itself gives the order (Hungarian assignment).
+
+    Args:
+        mesh: ``(M, P, 3)`` float32 points of many faces in aligned crops.
+
+    Returns:
+        ``(P,) int64``; an involution.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    mean = mesh[:, :, :].median(0).values
+    mean = mean - mean.mean(0)
+    mirrored = mean * torch.tensor([-1.0, 1.0, 1.0])
+    cost = torch.cdist(mirrored[:468], mean[:468])
+    order = torch.as_tensor(linear_sum_assignment(cost.numpy())[1])
+    # The iris ring starts at the nose side in one eye and at the temple in the other.
+    iris = torch.cdist(mirrored[468:], mean[468:])
+    ring = torch.as_tensor(linear_sum_assignment(iris.numpy())[1]) + 468
+    return torch.cat([order, ring])
+
+
+def mesh_loss(
+    predicted: Tensor,  # (N, 478, 3) crop px
+    target: Tensor,  # (N, 478, 3) crop px
+    weight: Tensor,  # (478,)
+) -> tuple[Tensor, Tensor]:
+    """Weighted L1 in units of the eye distance, and the plain mean error of x, y.
+
+    L = mean_p w_p (|dx| + |dy| + 0.3 |dz|) / e, with e the distance of the outer eye corners,
+    at least 15 % of the crop's points' spread so that profiles do not explode.
+    """
+    eye = (target[:, 33, :2] - target[:, 263, :2]).norm(dim=-1)
+    spread = (target[:, 152, :2] - target[:, 10, :2]).norm(dim=-1)
+    unit = torch.maximum(eye, 0.4 * spread)[:, None]
+    delta = (predicted - target).abs()
+    term = (delta[..., 0] + delta[..., 1] + 0.3 * delta[..., 2]) * weight / unit
+    error = (predicted - target)[..., :2].norm(dim=-1).mean(1) / unit[:, 0]
+    return term.mean(), error.detach().mean()
+
+
+def _weights() -> Tensor:
+    weight = torch.ones(layout.POINTS)
+    fine = topology.EYE_LEFT + topology.EYE_RIGHT + topology.INNER_LIPS + topology.OUTER_LIPS
+    weight[list(fine)] = 2.0
+    weight[468:] = 3.0
+    return weight / weight.mean()
+
+
+def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
+    """The MeshNet task on a prepared folder."""
+    net = MeshNet(**config.model).to(device)
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    rows = torch.nonzero(~data.held_back)[:, 0]
+    order = mirror_order(data.mesh)
+    weight = _weights().to(device)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=0.02)
+    base = align(data.points, net.size, layout.TEMPLATE, margin=layout.MARGIN).matrix
+    mean = map_points(data.mesh[rows], base[rows]).mean(0) / net.size
+    with torch.no_grad():
+        net.points.weight.mul_(0.1)
+        net.points.bias.copy_(mean.flatten())
+
+    def batch(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        n = config.batch_size
+        pick = rows[torch.randint(len(rows), (n,), generator=generator)]
+        flip = torch.rand(n, generator=generator) < 0.5
+        matrix = jitter_matrix(
+            base[pick],
+            net.size,
+            rotation=7,
+            scale=0.08,
+            shift=0.035,
+            flip=flip,
+            generator=generator,
+        )
+        views = cut(data.pixels(pick), matrix, net.size)
+        target = map_points(data.mesh[pick], matrix)
+        target = torch.where(flip[:, None, None], target[:, order], target)
+        target[..., 2] -= target[:, :468, 2].mean(1, keepdim=True)
+        views = degrade(jitter_color(views, 0.3, generator), 0.5, generator)
+        # One view in eight is shuffled to tiles: no face is there.
+        present = torch.rand(n, generator=generator) > 0.125
+        half = net.size // 2
+        broken = torch.roll(views, (half, half // 2), (2, 3)).flip(2)
+        views = torch.where(present[:, None, None, None], views, broken)
+        return views.to(device), target.to(device), present.to(device)
+
+    def step(_index: int, generator: torch.Generator) -> dict[str, float]:
+        views, target, present = batch(generator)
+        net.train()
+        points, presence = net(views.contiguous(memory_format=torch.channels_last))
+        loss, error = mesh_loss(points[present], target[present], weight)
+        exists = F.binary_cross_entropy_with_logits(presence, present.float())
+        total = loss + 0.02 * exists
+        check_finite({"points": loss, "presence": exists})
+        optimizer.zero_grad()
+        total.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        return {"points": loss.item(), "presence": exists.item(), "error_%": 100 * error.item()}
+
+    def export(average: nn.Module, out: Path) -> None:
+        save_model(out / "mesh.safetensors", average, "mesh", dict(config.model))
+
+    return Task({"mesh": net}, {"mesh": optimizer}, step, "mesh", export)

@@ -1,0 +1,208 @@
+"""Training of the guided AEI-Net.
+
+Half of a batch is two photos of one person: the target photo itself is the ground truth, since the
+network never sees the target's face (SimSwap's reconstruction on same-person pairs, Chen et al.
+2020, made exact). The other half swaps strangers and has no ground truth: identity comes from a
+recogniser, light from the target's low frequencies, realism from a small discriminator.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from faceswap.errors import ConfigError
+from faceswap.models import save_model
+from faceswap.models.guided import GuidedAEINet
+from faceswap.ops.geometry import align
+from faceswap.ops.guide import ShapeModel, fit_shape_model, make_guide
+from faceswap.ops.topology import five_points
+from faceswap.train.config import TrainConfig
+from faceswap.train.data import Crops, cut, jitter_color, jitter_matrix, map_points
+from faceswap.train.loop import Task, check_finite
+from faceswap.train.losses import (
+    gradient_loss,
+    hinge_discriminator,
+    hinge_generator,
+    identity_loss,
+    masked_l1,
+    tone_loss,
+)
+from faceswap.train.mesh import mirror_order
+from faceswap.train.patch import PatchDiscriminator
+from faceswap.train.preview import save_sheet
+from faceswap.types import Guide
+
+TEMPLATE = "ghost_frontal"
+WEIGHTS = {"rec": 8.0, "gradient": 4.0, "identity": 2.0, "tone": 4.0, "adversarial": 0.05}
+
+
+class _Batch:
+    """One batch, on the device."""
+
+    def __init__(
+        self, target: Tensor, guide: Guide, shape: Tensor, embedding: Tensor, source: Tensor
+    ) -> None:
+        self.target, self.guide, self.shape = target, guide, shape
+        self.embedding, self.source = embedding, source
+
+
+class Pairs:
+    """Draws (source, target) rows: the first half of a batch same person, the rest strangers."""
+
+    def __init__(self, data: Crops, rows: Tensor) -> None:
+        self.rows = rows
+        by_person: dict[int, list[int]] = {}
+        for row in rows.tolist():
+            by_person.setdefault(int(data.identity[row]), []).append(row)
+        self.several = [v for v in by_person.values() if len(v) > 1]
+        if not self.several:
+            raise ConfigError(
+                "the prepared data has one photo of each person; reconstruction on same-person "
+                "pairs needs at least two"
+            )
+        # A person counts by the square root of their photos, so that nobody fills the batches.
+        self.share = torch.tensor([len(v) ** 0.5 for v in self.several])
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows of n sources and n targets, ``(n,) int64`` each."""
+        half = n // 2
+        people = torch.multinomial(self.share, half, replacement=True, generator=generator)
+        same = []
+        for person in people.tolist():
+            photos = self.several[person]
+            pick = torch.randperm(len(photos), generator=generator)[:2]
+            same.append([photos[int(pick[0])], photos[int(pick[1])]])
+        pairs = torch.tensor(same)
+        others = self.rows[torch.randint(len(self.rows), (n - half, 2), generator=generator)]
+        both = torch.cat([pairs, others])
+        return both[:, 0], both[:, 1]
+
+
+def _to_recogniser(images: Tensor, shape: Tensor, size: int) -> Tensor:
+    """Crops as a recogniser expects them, cut out of swapped crops by their own mesh."""
+    matrix = align(five_points(shape), size, template="arcface").matrix
+    return cut(images, matrix, size)
+
+
+def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
+    """The swapper task on a prepared folder with embeddings."""
+    if data.embedding is None:
+        raise ConfigError(f"{config.data}: no identity embeddings; prepare it with --embed")
+    embeddings = data.embedding
+    net = GuidedAEINet(**config.model).to(device)
+    critic = PatchDiscriminator().to(device)
+    teacher = torch.jit.load(config.teachers["identity"], map_location=device).eval()
+    for parameter in teacher.parameters():
+        parameter.requires_grad_(False)
+    weight = {**WEIGHTS, **config.losses}
+    rows = torch.nonzero(~data.held_back)[:, 0]
+    held = torch.nonzero(data.held_back)[:, 0]
+    pairs = Pairs(data, rows)
+    model = fit_shape_model(data.mesh[rows], data.identity[rows], net.shape_basis.shape[0])
+    net.shape_mean.copy_(model.mean)
+    net.shape_basis.copy_(model.basis)
+    net.shape_expression.copy_(model.expression)
+    model = ShapeModel(net.shape_mean, net.shape_basis, net.shape_expression)
+    order = mirror_order(data.mesh[rows[:4000]])
+    base = align(five_points(data.mesh), net.size, template=TEMPLATE).matrix
+    betas = (0.5, 0.99)
+    optimizers = {
+        "swapper": torch.optim.AdamW(
+            net.parameters(), lr=config.lr, betas=betas, weight_decay=0.01
+        ),
+        "critic": torch.optim.AdamW(critic.parameters(), lr=config.lr, betas=betas),
+    }
+
+    def view(rows: Tensor, spread: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        flip = torch.rand(len(rows), generator=generator) < 0.5
+        matrix = jitter_matrix(
+            base[rows],
+            net.size,
+            rotation=6 * spread,
+            scale=0.06 * spread,
+            shift=0.02 * spread,
+            flip=flip,
+            generator=generator,
+        )
+        mesh = map_points(data.mesh[rows], matrix)
+        mesh = torch.where(flip[:, None, None], mesh[:, order], mesh)
+        return cut(data.pixels(rows), matrix, net.size), mesh
+
+    def draw(source: Tensor, target: Tensor, spread: float, generator: torch.Generator) -> _Batch:
+        xs, ms = view(source, spread, generator)
+        xt, mt = view(target, spread, generator)
+        xs = jitter_color(xs, 0.15 * spread, generator)
+        xs, ms, xt, mt = (x.to(device) for x in (xs, ms, xt, mt))
+        guide, shape = make_guide(model, xs, ms, xt, mt)
+        embedding = embeddings[source].to(device)
+        return _Batch(xt, guide, shape, embedding, _to_recogniser(xs, ms, teacher_size))
+
+    teacher_size = 112
+    # Recogniser crops of strangers only: same-person pairs have pixels to follow.
+
+    def step(index: int, generator: torch.Generator) -> dict[str, float]:
+        batch = draw(*pairs.draw(config.batch_size, generator), 1.0, generator)
+        half = config.batch_size // 2
+        net.train()
+        swapped = net(batch.target, batch.embedding, batch.guide)
+        region = batch.guide.region
+        terms = {
+            "rec": masked_l1(swapped[:half], batch.target[:half], region[:half]),
+            "gradient": gradient_loss(swapped[:half], batch.target[:half], region[:half]),
+            "tone": tone_loss(swapped[half:], batch.guide.base[half:], region[half:]),
+        }
+        if weight["identity"]:
+            with torch.no_grad():
+                wanted = teacher(batch.source[half:])
+            seen = _to_recogniser(swapped[half:], batch.shape[half:], teacher_size)
+            terms["identity"] = identity_loss(teacher(seen), wanted)
+        late = index >= weight.get("adversarial_from", 0)
+        if weight["adversarial"] and late:
+            for parameter in critic.parameters():
+                parameter.requires_grad_(False)
+            terms["adversarial"] = hinge_generator([critic(swapped)])
+        check_finite(terms)
+        total = torch.stack([weight[name] * value for name, value in terms.items()]).sum()
+        optimizers["swapper"].zero_grad()
+        total.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        optimizers["swapper"].step()
+        if weight["adversarial"] and late:
+            for parameter in critic.parameters():
+                parameter.requires_grad_(True)
+            terms["critic"] = hinge_discriminator(
+                [critic(batch.target)], [critic(swapped.detach())]
+            )
+            optimizers["critic"].zero_grad()
+            terms["critic"].backward()
+            optimizers["critic"].step()
+        return {name: value.item() for name, value in terms.items()}
+
+    sheet_generator = torch.Generator().manual_seed(5)
+    sheet = held[torch.randperm(len(held), generator=sheet_generator)[:16]]
+
+    @torch.no_grad()
+    def preview(average: nn.Module, path: Path) -> None:
+        average.eval()
+        source, target = sheet[:8], sheet[8:]
+        xs, ms = (
+            cut(data.pixels(source), base[source], net.size),
+            map_points(data.mesh[source], base[source]),
+        )
+        xt, mt = (
+            cut(data.pixels(target), base[target], net.size),
+            map_points(data.mesh[target], base[target]),
+        )
+        guide, _ = make_guide(model, xs.to(device), ms.to(device), xt.to(device), mt.to(device))
+        swapped = average(xt.to(device), embeddings[source].to(device), guide)
+        warp = guide.region * guide.image + (1 - guide.region) * xt.to(device)
+        save_sheet(path, [xs, xt, warp.cpu(), swapped.cpu()])
+
+    def export(average: nn.Module, out: Path) -> None:
+        save_model(out / "swapper.safetensors", average, "aei_guided", dict(config.model))
+
+    networks: dict[str, nn.Module] = {"swapper": net, "critic": critic}
+    return Task(networks, dict(optimizers), step, "swapper", export, preview)
