@@ -119,7 +119,7 @@ def _corners(
     angle = torch.where(itself, -math.inf, angle)
     angle = torch.where(itself, angle.amax(-1, keepdim=True), angle).sort(-1).values
     gap = torch.cat((angle.diff(dim=-1), angle[..., :1] + 2 * math.pi - angle[..., -1:]), -1)
-    return gap.amax(-1) > math.pi - 1e-3
+    return ~(gap.amax(-1) <= math.pi - 1e-3)  # all points in one place: not a number, all count
 
 
 def _row_spans(
