@@ -83,7 +83,7 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     order = mirror_order(data.mesh)
     weight = _weights().to(device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=0.02)
-    base = align(data.points, net.size, layout.TEMPLATE, margin=layout.MARGIN).matrix
+    base = align(data.points, net.size, template=layout.TEMPLATE, margin=layout.MARGIN).matrix
     mean = map_points(data.mesh[rows], base[rows]).mean(0) / net.size
     with torch.no_grad():
         net.points.weight.mul_(0.1)

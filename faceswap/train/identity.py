@@ -1,0 +1,93 @@
+"""Training of IdentityNet: a recogniser distilled from a teacher's embeddings.
+
+The teacher embedded each photo once. The student sees it moved, mirrored, recoloured, degraded,
+and must give the same direction. Directions alone are learned: comparison is by cosine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from faceswap.errors import ConfigError
+from faceswap.models import save_model
+from faceswap.models.identity import IdentityNet
+from faceswap.ops.geometry import align
+from faceswap.train.config import TrainConfig
+from faceswap.train.data import Crops, cut, jitter_color, jitter_matrix
+from faceswap.train.degrade import degrade
+from faceswap.train.loop import Task, check_finite
+
+
+def distillation_loss(
+    student: Tensor,  # (N, D) embeddings
+    teacher: Tensor,  # (N, D) embeddings
+) -> tuple[Tensor, Tensor]:
+    """How far directions and their mutual angles are from the teacher's.
+
+    Returns:
+        ``1 - mean cos(s_i, t_i)``, and the mean squared difference of the two cosine matrices
+        off their diagonals (relational knowledge distillation, Park et al., CVPR 2019).
+    """
+    s, t = F.normalize(student), F.normalize(teacher)
+    direction = 1 - (s * t).sum(1).mean()
+    off = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
+    relation = (s @ s.T - t @ t.T)[off].square().mean()
+    return direction, relation
+
+
+def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
+    """The identity task on a prepared folder with embeddings."""
+    if data.embedding is None:
+        raise ConfigError(f"{config.data}: no identity embeddings; prepare it with --embed")
+    net = IdentityNet(**config.model).to(device)
+    teacher = data.embedding
+    rows = torch.nonzero(~data.held_back)[:, 0]
+    held = torch.nonzero(data.held_back)[:, 0][:256]
+    base = align(data.points, net.size, template="arcface").matrix
+    optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=0.05)
+
+    def step(index: int, generator: torch.Generator) -> dict[str, float]:
+        n = config.batch_size
+        pick = rows[torch.randint(len(rows), (n,), generator=generator)]
+        flip = torch.rand(n, generator=generator) < 0.5
+        matrix = jitter_matrix(
+            base[pick],
+            net.size,
+            rotation=3,
+            scale=0.03,
+            shift=0.015,
+            flip=flip,
+            generator=generator,
+        )
+        views = cut(data.pixels(pick), matrix, net.size)
+        views = degrade(jitter_color(views, 0.2, generator), 0.3, generator, smallest=0.35)
+        net.train()
+        direction, relation = distillation_loss(net(views.to(device)), teacher[pick].to(device))
+        check_finite({"direction": direction, "relation": relation})
+        optimizer.zero_grad()
+        (direction + 10 * relation).backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        terms = {"cosine": 1 - direction.item(), "relation": relation.item()}
+        if index % 100 == 99:
+            terms["held_back_x20"] = 20 * _agreement(net)
+        return terms
+
+    @torch.no_grad()
+    def _agreement(model: nn.Module) -> float:
+        """Mean cosine to the teacher on people held back."""
+        model.eval()
+        out = [
+            model(cut(data.pixels(part), base[part], net.size).to(device))
+            for part in held.split(32)
+        ]
+        return float(F.cosine_similarity(torch.cat(out).cpu(), teacher[held]).mean())
+
+    def export(average: nn.Module, out: Path) -> None:
+        save_model(out / "identity.safetensors", average, "identity", dict(config.model))
+
+    return Task({"identity": net}, {"identity": optimizer}, step, "identity", export)
