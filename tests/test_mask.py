@@ -198,7 +198,8 @@ def test_rendered_ellipse_meets_its_outline_and_is_as_steep_as_asked() -> None:
     on = face[:, list(TOPOLOGIES[478].outline)]
     grid = on[:, None] * (2 / (SIZE - 1)) - 1
     values = torch.nn.functional.grid_sample(mask, grid, align_corners=True)
-    assert (values - 0.5).abs().max() < 0.03
+    # within half a pixel, what rounding the corners costs at the sharper ends of an ellipse
+    assert (values - 0.5).abs().max() < 0.5 * 1.5 / (0.08 * SIZE)
     # the middle of a smoothstep rises by 1.5 per feather, whatever the direction
     dy, dx = torch.gradient(mask[0, 0])
     steep = torch.nn.functional.grid_sample(

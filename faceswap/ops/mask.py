@@ -28,6 +28,8 @@ from faceswap.ops.outline import (
     outline,
 )
 
+_ROUNDING = 4.0  # degrees, sigma by which the corners of a hull are rounded
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
@@ -100,8 +102,10 @@ def render_mask(
         )
     centre = _centre(contour)
     radius = hull_radius(contour, centre).clamp_min(1e-3)
+    radius = radius @ _circular_gaussian(_ROUNDING, radius)
     slope = (radius.roll(-1, 1) - radius.roll(1, 1)) * (DIRECTIONS / (4 * math.pi)) / radius
     cos = (1 + slope.square()).rsqrt()  # of the angle between the ray and the border's normal
+    cos = cos @ _circular_gaussian(2 * _ROUNDING, cos)  # a corner would throw a crease inwards
     feather = (parameters[..., 1] * size).clamp_min(1.0)
     # sd / feather = level - |x| * rate, both interpolated between directions
     rate = cos / feather
