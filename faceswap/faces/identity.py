@@ -1,0 +1,56 @@
+"""Identity embeddings of faces, and how alike two people are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from faceswap.ops.geometry import align
+from faceswap.types import Faces
+
+BATCH = 32  # faces a forward pass; bounds memory
+DEFAULT_SIDE = 112  # px, of ArcFace crops
+
+
+class IdentityEncoder:
+    """A recogniser together with the crop it expects (the ArcFace five-point template).
+
+    Args:
+        model: ``(n, 3, S, S)`` RGB in [0, 1] -> ``(n, D)``; its attribute ``size`` is S.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = model
+        self.size = int(getattr(model, "size", DEFAULT_SIDE))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        frames: Tensor,  # (B, 3, H, W) uint8 RGB
+        faces: Faces,  # N faces
+    ) -> Tensor:
+        """Raw embeddings ``(N, D) float32``, row i of face i; compare them by cosine."""
+        crops = align(faces.points, self.size, template="arcface").crop(frames, faces.frame)
+        return self.embed(crops)
+
+    @torch.no_grad()
+    def embed(
+        self,
+        crops: Tensor,  # (N, 3, S, S) float RGB in [0, 1], cut by the ArcFace template
+    ) -> Tensor:
+        """Raw embeddings of crops, ``(N, D) float32``."""
+        if not len(crops):
+            probe = self.model(torch.zeros(1, 3, self.size, self.size, device=crops.device))
+            return torch.zeros(0, probe.shape[1], device=crops.device)
+        return torch.cat([self.model(part).float() for part in crops.split(BATCH)])
+
+
+def similarity(
+    a: Tensor,  # (N, D) float32 embeddings
+    b: Tensor,  # (K, D) float32 embeddings
+) -> Tensor:
+    """Cosine of every pair, ``(N, K)`` in [-1, 1]."""
+    return F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
