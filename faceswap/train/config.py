@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
+from faceswap.config import Settings, load_config
 from faceswap.errors import ConfigError
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Settings):
     """One YAML file of `configs/`; unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: Literal["mesh", "identity", "swapper"]
     """Which step function trains."""
@@ -46,20 +45,16 @@ class TrainConfig(BaseModel):
     """Weights to begin with: a .safetensors of the same network, or empty."""
 
 
-def load_train_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
+def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read and check a training configuration.
+
+    Args:
+        path: YAML file.
+        overrides: ``key=value`` or ``losses.key=value``, as `load_config` takes them.
 
     Raises:
         ConfigError: the file is missing, not YAML, or has a wrong or unknown field (named).
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such configuration; the shipped ones are in configs/")
-    try:
-        raw = yaml.safe_load(path.read_text()) or {}
-        return TrainConfig(**{**raw, **(overrides or {})})
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {where}: {first['msg']}") from error
+    return load_config(path, overrides, schema=TrainConfig)

@@ -1,0 +1,453 @@
+"""The command line: parse, make the configuration, one call, report.
+
+Commands import what they run inside their bodies, so that ``--help`` loads nothing heavy.
+Results go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from faceswap.errors import FaceSwapError
+
+if TYPE_CHECKING:
+    from faceswap.config import SwapConfig
+    from faceswap.faces.select import Selection
+    from faceswap.manifest import Entry
+    from faceswap.types import ImageReport
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SETTINGS = {  # option -> the setting it is short for
+    "pack": "pack",
+    "swapper": "swapper",
+    "device": "device",
+    "precision": "precision",
+    "mask": "mask.kind",
+    "color_match": "blend.color_match",
+    "alpha": "blend.alpha",
+    "restore": "restorer.enabled",
+}
+INTERRUPTED = 130  # exit code, 128 + SIGINT as shells have it
+_log = logging.getLogger("faceswap")
+
+
+def options(*each: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, shown by ``--help`` in this order."""
+
+    def add(command: F) -> F:
+        for option in reversed(each):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _level(level: int) -> Callable[[click.Context, click.Parameter, int], None]:
+    def change(_context: click.Context, _parameter: click.Parameter, times: int) -> None:
+        if times:
+            _log.setLevel(max(level - 10 * (times - 1), logging.DEBUG))
+
+    return change
+
+
+class _Lines(logging.Handler):
+    """One line on stderr for each record."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        say(f"{level}{record.getMessage()}")
+
+
+def say(text: str) -> None:
+    """One line on stderr, whatever is in the text."""
+    click.echo(f"faceswap: {' '.join(text.split())}", err=True)
+
+
+verbosity = options(
+    click.option(
+        "-v",
+        "--verbose",
+        count=True,
+        expose_value=False,
+        callback=_level(logging.INFO),
+        help="Say more; twice: also where an error comes from.",
+    ),
+    click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        expose_value=False,
+        callback=_level(logging.ERROR),
+        help="Say nothing but errors.",
+    ),
+)
+as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print the report as one JSON object."
+)
+overrides = click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change one setting; repeatable."
+)
+setting_options = options(
+    click.option("--pack", metavar="NAME", help="Set of models.  [default: lite]"),
+    click.option("--swapper", metavar="FILE", help="Swapper of your own in place of the pack's."),
+    click.option("--mask", type=click.Choice(["adaptive", "ghost"]), help="How the edge is found."),
+    click.option("--color-match/--no-color-match", default=None, help="Take the target's colours."),
+    click.option("--alpha", type=click.FloatRange(0, 1), help="Share of the swapped face."),
+    click.option("--restore/--no-restore", default=None, help="Sharpen the swapped face."),
+    click.option("--device", metavar="auto|cpu|cuda[:N]", help="Where to run.  [default: auto]"),
+    click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"])),
+    click.option("--config", metavar="FILE", help="Settings as YAML, see configs/swap.yaml."),
+    overrides,
+)
+face_options = options(
+    click.option(
+        "--target-ref", multiple=True, metavar="PHOTO", help="Swap this person; repeatable."
+    ),
+    click.option("--all-faces", is_flag=True, help="Swap every face, not only the largest."),
+    click.option(
+        "--face", type=click.IntRange(min=1), metavar="N", help="Swap the Nth face from the left."
+    ),
+    click.option(
+        "--map",
+        "pairs",
+        multiple=True,
+        metavar="SOURCE=REF",
+        help="Put SOURCE on the person in REF; repeatable, in place of SOURCE.",
+    ),
+    click.option(
+        "--source-face",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Take the Nth face from the left of SOURCE, not the largest.",
+    ),
+    click.option(
+        "--source-extra", multiple=True, metavar="PHOTO", help="More photos of the source."
+    ),
+)
+output_options = options(
+    click.option("-o", "--output", metavar="FILE", help="[default: TARGET_swapped.EXT beside it]"),
+    click.option("--overwrite", is_flag=True, help="Replace the output if it exists."),
+)
+
+
+@click.group("faceswap", context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="faceswap", message="faceswap %(version)s")
+def commands() -> None:
+    """Put one person's face onto another person in a photo or a video."""
+    _log.handlers = [_Lines()]
+    _log.setLevel(logging.WARNING)
+    if not sys.warnoptions:  # of libraries: nothing a user could act on
+        warnings.simplefilter("ignore")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code.
+
+    What a user can cause ends in one line on stderr; anything else is a bug and keeps its
+    traceback.
+
+    Args:
+        arguments: of the command line, by default those of this process.
+    """
+    try:
+        outcome = commands.main(arguments, prog_name="faceswap", standalone_mode=False)
+    except click.Abort:
+        say("interrupted")
+        return INTERRUPTED
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "faceswap"
+        say(f"{error.format_message()} (see {path} --help)")
+        return error.exit_code
+    except FaceSwapError as error:
+        if _log.isEnabledFor(logging.DEBUG):
+            click.echo(traceback.format_exc(), err=True, nl=False)
+        say(str(error))
+        return error.exit_code
+    return outcome if isinstance(outcome, int) else 0
+
+
+def choose(
+    photos: tuple[str, ...], chosen: dict[str, Any]
+) -> tuple[str | tuple[tuple[str, str], ...], str, Selection]:
+    """Source (or pairs of source and reference), target, and whose face is swapped."""
+    from faceswap.faces.select import Selection
+
+    pairs = tuple(pair(each) for each in chosen["pairs"])
+    ways = ("target_ref", "all_faces", "face", "pairs")
+    given = [f"--{way.replace('pairs', 'map').replace('_', '-')}" for way in ways if chosen[way]]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} cannot go together")
+    if pairs and (chosen["source_face"] or chosen["source_extra"]):
+        raise click.UsageError("--source-face and --source-extra go with SOURCE, not with --map")
+    if len(photos) != (1 if pairs else 2):
+        wanted = "TARGET alone, as --map names the sources" if pairs else "SOURCE and TARGET"
+        raise click.UsageError(f"expected {wanted}, got {len(photos)} names")
+    face = None if chosen["face"] is None else chosen["face"] - 1
+    selection = Selection(
+        face=face, all_faces=chosen["all_faces"], references=tuple(chosen["target_ref"])
+    )
+    return pairs or photos[0], photos[-1], selection
+
+
+def pair(text: str) -> tuple[str, str]:
+    """``SOURCE=REF`` of ``--map``; among several ``=``, the one between two files counts."""
+    cuts = [(text[:at], text[at + 1 :]) for at, sign in enumerate(text) if sign == "="]
+    files = [cut for cut in cuts if all(Path(side).is_file() for side in cut)]
+    if not cuts or not all((files or cuts)[0]):
+        raise click.UsageError(f"--map {text}: expected SOURCE=REF, two photos")
+    return (files or cuts)[0]
+
+
+def settings(chosen: dict[str, Any]) -> SwapConfig:
+    """``--config``, over it the options that are short for a setting, over both ``--set``."""
+    from faceswap.config import load_config
+
+    given = {key: chosen[option] for option, key in SETTINGS.items() if chosen[option] is not None}
+    if "blend.color_match" in given:
+        given["blend.color_match"] = float(given["blend.color_match"])
+    short = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
+    return load_config(chosen["config"], [*short, *chosen["sets"]])
+
+
+def swapped_name(target: str) -> str:
+    """``DIR/STEM_swapped.EXT``; PNG where EXT cannot be written."""
+    from faceswap.media.output import IMAGE_EXTENSIONS
+
+    path = Path(target)
+    suffix = path.suffix if path.suffix.lower() in IMAGE_EXTENSIONS else ".png"
+    return str(path.with_name(f"{path.stem}_swapped{suffix}"))
+
+
+def progress(line: str) -> None:
+    """One line on stderr: with -v, or where it is a terminal and there is no -q."""
+    watched = sys.stderr.isatty() and _log.isEnabledFor(logging.WARNING)
+    if watched or _log.isEnabledFor(logging.INFO):
+        say(line)
+
+
+def show(report: ImageReport, as_json: bool) -> None:
+    """One JSON object, or one line."""
+    for warning in report.warnings:
+        _log.warning(warning)
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+    elif _log.isEnabledFor(logging.WARNING):
+        click.echo(
+            f"{click.format_filename(report.output)}: {report.faces_swapped} of "
+            f"{report.faces_seen} faces swapped ({report.pack} on {report.device}, "
+            f"{sum(report.seconds.values()):.1f} s)"
+        )
+    _log.info("%s", ", ".join(f"{stage} {spent:.2f} s" for stage, spent in report.seconds.items()))
+
+
+@commands.command()
+@click.argument("photos", nargs=-1, metavar="SOURCE TARGET")
+@output_options
+@click.option("--quality", type=click.IntRange(1, 100), help="Of a JPEG or WebP output.")
+@face_options
+@setting_options
+@as_json
+@verbosity
+def image(photos: tuple[str, ...], as_json: bool, **chosen: Any) -> None:
+    """Put the face of the photo SOURCE on a person in the photo TARGET.
+
+    With --map, SOURCE is left out. Names that begin with a dash go after a --.
+    """
+    source, target, selection = choose(photos, chosen)
+    config = settings(chosen)
+    output = chosen["output"] or swapped_name(target)
+    from faceswap.media.output import check_output
+
+    check_output(output, [target], chosen["overwrite"])
+    from faceswap.swap import Swapper, swap_image
+
+    report = swap_image(
+        Swapper.from_config(config),
+        source,
+        target,
+        output,
+        overwrite=chosen["overwrite"],
+        select=selection,
+        extra=chosen["source_extra"],
+        source_face=chosen["source_face"],
+        quality=chosen["quality"],
+    )
+    show(report, as_json)
+
+
+@commands.group()
+def weights() -> None:
+    """Weight files: which there are, and how to get them."""
+
+
+@weights.command("list")
+@click.option("--commercial-only", is_flag=True, help="Only those free for commercial use.")
+@as_json
+def list_(commercial_only: bool, as_json: bool) -> None:
+    """What there is, under which terms, and what of it is here."""
+    from faceswap.weights import entries
+
+    items = [each for each in entries().values() if each.commercial or not commercial_only]
+    if as_json:
+        click.echo(json.dumps({"weights": [row(each) for each in items]}))
+        return
+    keys = ("name", "role", "size", "present", "licence", "terms")
+    rows = [keys] + [tuple(cell(row(each)[key]) for key in keys) for each in items]
+    widths = [max(len(line[column]) for line in rows) for column in range(len(keys))]
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in rows:
+        text = "  ".join(part.ljust(width) for part, width in zip(line, widths, strict=True))
+        click.echo(text.rstrip()[:room])
+
+
+def row(item: Entry) -> dict[str, Any]:
+    """What `weights list` says of a file."""
+    from faceswap.weights import path_of
+
+    path = path_of(item)
+    present = path.is_file()
+    return {
+        "name": item.name,
+        "role": item.role,
+        "size": path.stat().st_size if present else item.size or None,
+        "licence": item.licence,
+        "terms": item.terms,
+        "commercial": item.commercial,
+        "present": present,
+        "path": str(path),
+    }
+
+
+def cell(value: str | int | bool | None) -> str:
+    """As the table shows it; a number is bytes."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value / 1e6:.1f} MB"
+    return value or "?"
+
+
+@weights.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@verbosity
+def fetch(names: tuple[str, ...]) -> None:
+    """Download weight files, or all of a pack."""
+    from faceswap.weights import expand
+
+    for name in dict.fromkeys(file for each in names for file in expand(each)):
+        click.echo(f"{name}: {download(name)}")
+
+
+def download(name: str) -> Path:
+    """Fetch one file, with a bar where stderr is a terminal."""
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from faceswap.weights import fetch
+
+    with (
+        tqdm(desc=name, unit="B", unit_scale=True, leave=False, disable=None) as bar,
+        logging_redirect_tqdm([_log]),
+    ):
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total or None
+            bar.update(done - bar.n)
+
+        return fetch(name, progress=advance)
+
+
+@weights.command()
+@click.argument("names", nargs=-1, metavar="[NAME...]")
+@verbosity
+def verify(names: tuple[str, ...]) -> int:
+    """Read files through and compare their checksums; by default all that are here."""
+    from faceswap.errors import WeightError
+    from faceswap.weights import entries, expand, present, verify
+
+    code = 0
+    for name in [file for each in names for file in expand(each)] or filter(present, entries()):
+        try:
+            click.echo(f"{name}: good, {verify(name)}")
+        except WeightError as error:
+            say(str(error))
+            code = error.exit_code
+    return code
+
+
+@weights.command("import")
+@click.argument("file", metavar="FILE")
+@click.option("--as", "name", required=True, metavar="NAME", help="Name in `weights list`.")
+@verbosity
+def import_(file: str, name: str) -> None:
+    """Take a file that you got by other means into the weights folder."""
+    from faceswap.weights import import_file
+
+    click.echo(f"{name}: {import_file(file, name)}")
+
+
+@weights.command()
+def where() -> None:
+    """The folder of fetched weights ($FACESWAP_WEIGHTS, or the system's place for data)."""
+    from faceswap.weights import where
+
+    click.echo(where())
+
+
+@commands.command()
+@click.option("--config", required=True, metavar="FILE", help="What to train, see configs/.")
+@click.option("--data", metavar="DIR", help="Prepared photos, in place of the file's.")
+@click.option("--out", metavar="DIR", help="Folder of the run.  [default: runs/CONFIG]")
+@click.option("--resume", is_flag=True, help="Go on with the run in that folder.")
+@click.option("--max-minutes", type=click.FloatRange(min=0), default=math.inf, help="Stop then.")
+@click.option("--device", default="auto", metavar="auto|cpu|cuda[:N]", show_default=True)
+@overrides
+@verbosity
+def train(config: str, out: str | None, sets: tuple[str, ...], **chosen: Any) -> None:
+    """Train one of the networks, as a configuration file says."""
+    from faceswap.train.config import load_train_config
+
+    data = [f"data={json.dumps(chosen['data'], ensure_ascii=False)}"] if chosen["data"] else []
+    settings = load_train_config(Path(config), [*data, *sets])
+    folder = Path(out or Path("runs") / Path(config).stem)
+    from faceswap.swap import choose_device
+    from faceswap.train.run import run_training
+
+    step = run_training(
+        settings,
+        folder,
+        device=str(choose_device(chosen["device"])),
+        resume=chosen["resume"],
+        max_minutes=chosen["max_minutes"],
+        report=progress,
+    )
+    click.echo(f"{folder}: step {step} of {settings.steps}")
+
+
+@commands.command()
+@as_json
+def doctor(as_json: bool) -> int:
+    """Is everything here that a swap needs?"""
+    from faceswap.doctor import examine
+
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps({each.name: {"ok": each.ok, "text": each.text} for each in findings}))
+    else:
+        for each in findings:
+            mark = "ok" if each.ok else "!!" if each.needed else "--"
+            click.echo(f"{mark}  {each.name:<12}  {each.text}")
+    return int(any(each.needed and not each.ok for each in findings))
