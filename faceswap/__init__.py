@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from faceswap.config import SwapConfig, VideoConfig, load_config
     from faceswap.errors import FaceSwapError
     from faceswap.models import load_model
-    from faceswap.swap import Swapper, swap_image, swap_video
+    from faceswap.photo import swap_image
+    from faceswap.swap import Swapper
     from faceswap.types import (
         Faces,
         Identities,
@@ -44,14 +45,14 @@ __all__ = [
     "load_config",
     "load_model",
     "swap_image",
-    "swap_video",
 ]
 
 _HOME = {  # public name -> module it comes from
     **dict.fromkeys(("SwapConfig", "VideoConfig", "load_config"), "config"),
     **dict.fromkeys(("FaceSwapError",), "errors"),
     **dict.fromkeys(("load_model",), "models"),
-    **dict.fromkeys(("Swapper", "swap_image", "swap_video"), "swap"),
+    "swap_image": "photo",
+    "Swapper": "swap",
     **dict.fromkeys(
         ("Faces", "Identities", "ImageReport", "SwapResult", "VideoInfo", "VideoReport"), "types"
     ),

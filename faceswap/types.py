@@ -172,6 +172,7 @@ class ImageReport:
     device: str
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> seconds
     warnings: tuple[str, ...] = ()
+    image: Tensor | None = None  # (3, H, W) uint8 RGB, when no file was written
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,10 @@ class GuidedAEINet(nn.Module):
         shape_rank: size of the shape model's basis.
     """
 
+    shape_mean: Tensor
+    shape_basis: Tensor
+    shape_expression: Tensor
+
     def __init__(
         self,
         *,

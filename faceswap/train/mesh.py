@@ -75,6 +75,22 @@ def _weights() -> Tensor:
     return weight / weight.mean()
 
 
+def _start_from_face_space(net: MeshNet, data: Crops, base: Tensor, rows: Tensor) -> None:
+    """Begin the last layer with the principal components of jittered faces, of unit variance."""
+    generator = torch.Generator().manual_seed(0)
+    pick = rows[torch.randint(len(rows), (3000,), generator=generator)]
+    matrix = jitter_matrix(
+        base[pick], net.size, rotation=7, scale=0.08, shift=0.035, generator=generator
+    )
+    mesh = map_points(data.mesh[pick], matrix).flatten(1) / net.size
+    mean = mesh.mean(0)
+    _, sigma, vt = torch.linalg.svd(mesh - mean, full_matrices=False)
+    rank = net.points.in_features
+    with torch.no_grad():
+        net.points.weight.copy_((sigma[:rank, None] * vt[:rank] / len(pick) ** 0.5).T)
+        net.points.bias.copy_(mean)
+
+
 def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     """The MeshNet task on a prepared folder."""
     net = MeshNet(**config.model).to(device)
@@ -82,12 +98,13 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     rows = torch.nonzero(~data.held_back)[:, 0]
     order = mirror_order(data.mesh)
     weight = _weights().to(device)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=0.02)
     base = align(data.points, net.size, template=layout.TEMPLATE, margin=layout.MARGIN).matrix
-    mean = map_points(data.mesh[rows], base[rows]).mean(0) / net.size
-    with torch.no_grad():
-        net.points.weight.mul_(0.1)
-        net.points.bias.copy_(mean.flatten())
+    _start_from_face_space(net, data, base, rows)
+    head = list(net.points.parameters())
+    body = [p for name, p in net.named_parameters() if not name.startswith("points.")]
+    # The head's unit is the crop side: a full step there would throw points by tens of pixels.
+    groups = [{"params": body}, {"params": head, "lr_scale": 0.03, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.02)
 
     def batch(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         n = config.batch_size

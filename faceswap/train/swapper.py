@@ -81,6 +81,19 @@ class Pairs:
         return both[:, 0], both[:, 1]
 
 
+def load_teacher(config: TrainConfig, role: str, device: torch.device) -> nn.Module:
+    """A frozen TorchScript network named in the configuration.
+
+    Raises:
+        ConfigError: no such role in ``teachers``, or no such file.
+    """
+    path = Path(config.teachers.get(role, ""))
+    if not path.is_file():
+        raise ConfigError(f"teachers.{role}: no TorchScript file {path}; name one")
+    teacher: nn.Module = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
+    return teacher.eval().requires_grad_(False)
+
+
 def _to_recogniser(images: Tensor, shape: Tensor, size: int) -> Tensor:
     """Crops as a recogniser expects them, cut out of swapped crops by their own mesh."""
     matrix = align(five_points(shape), size, template="arcface").matrix
@@ -94,9 +107,7 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     embeddings = data.embedding
     net = GuidedAEINet(**config.model).to(device)
     critic = PatchDiscriminator().to(device)
-    teacher = torch.jit.load(config.teachers["identity"], map_location=device).eval()
-    for parameter in teacher.parameters():
-        parameter.requires_grad_(False)
+    teacher = load_teacher(config, "identity", device)
     weight = {**WEIGHTS, **config.losses}
     rows = torch.nonzero(~data.held_back)[:, 0]
     held = torch.nonzero(data.held_back)[:, 0]
@@ -167,7 +178,7 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         check_finite(terms)
         total = torch.stack([weight[name] * value for name, value in terms.items()]).sum()
         optimizers["swapper"].zero_grad()
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         optimizers["swapper"].step()
         if weight["adversarial"] and late:
@@ -177,7 +188,7 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
                 [critic(batch.target)], [critic(swapped.detach())]
             )
             optimizers["critic"].zero_grad()
-            terms["critic"].backward()
+            terms["critic"].backward()  # type: ignore[no-untyped-call]
             optimizers["critic"].step()
         return {name: value.item() for name, value in terms.items()}
 

@@ -1,0 +1,414 @@
+"""The pipeline: frames in, frames with swapped faces out.
+
+``Swapper.__call__`` is all of it, from top to bottom; what it calls are plain functions of frames
+and `Faces`. A photo is a batch of one.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from faceswap import weights
+from faceswap.config import SwapConfig
+from faceswap.errors import ConfigError, DeviceError, NoFaceError
+from faceswap.faces.detect import (
+    PHOTO_SIDES,
+    VIDEO_SIDES,
+    CenterFaceDetector,
+    Detector,
+    ScrfdDetector,
+    detect_any_rotation,
+)
+from faceswap.faces.identity import IdentityEncoder
+from faceswap.faces.landmarks import Insight106Landmarker, Landmarker, MeshLandmarker
+from faceswap.models import load_model
+from faceswap.models.aei import AEINet
+from faceswap.models.centerface import CenterFace
+from faceswap.models.guided import GuidedAEINet
+from faceswap.ops.blend import paint
+from faceswap.ops.color import color_statistics, transfer_color
+from faceswap.ops.geometry import TEMPLATES, Alignment, align
+from faceswap.ops.guide import ShapeModel, make_guide
+from faceswap.ops.mask import Response, adaptive_mask, ghost_mask
+from faceswap.ops.topology import five_points
+from faceswap.types import Faces, Identities, SwapResult
+
+SOURCE_SIDE = 512  # px, side of the source crops that warp guidance takes its texture from
+GUIDED_SIDES = (128, 256, 512)  # px, sides a guided swap may be rendered at
+GHOST_MASK_SIDE = 224  # px, the crop that the original's mask table is written for
+
+_log = logging.getLogger("faceswap")
+
+# (faces, their embeddings) -> (N,) int64 identity of each face, -1 = leave alone
+Choice = Callable[[Faces, Tensor | None], Tensor]
+
+
+class Swapper:
+    """Detector, landmarks, identity encoder and generator of one pack, loaded once.
+
+    Make it with `Swapper.from_pack` or `Swapper.from_config`. It holds no state of what it was
+    last used for: calls on other photos, people or threads do not affect each other.
+    """
+
+    def __init__(
+        self,
+        config: SwapConfig,
+        *,
+        pack: weights.Pack,
+        detector: Detector,
+        landmarks: Landmarker,
+        encoder: IdentityEncoder,
+        generator: GuidedAEINet | AEINet,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.pack = pack
+        self.detector = detector
+        self.landmarks = landmarks
+        self.encoder = encoder
+        self.generator = generator
+        self.device = device
+        self.dtype = _dtype(config.precision, device)
+        self.reruns = 0  # batches whose half-precision output was not finite, done again in fp32
+        self.seconds: dict[str, float] = {}  # stage -> seconds since `reset_clock`
+
+    @classmethod
+    def from_pack(cls, name: str = "lite", *, config: SwapConfig | None = None) -> Swapper:
+        """Load a pack by name.
+
+        Args:
+            name: "lite", "ghost-1", "ghost-2", "ghost-3" or an alias.
+            config: everything else that can be set; its ``pack`` is replaced by `name`.
+
+        Raises:
+            ConfigError: no such pack.
+            MissingWeightError: a file of the pack is not here; says how to get it.
+            DeviceError: the device asked for cannot be had.
+        """
+        return cls.from_config((config or SwapConfig()).model_copy(update={"pack": name}))
+
+    @classmethod
+    def from_config(cls, config: SwapConfig, *, video: bool = False) -> Swapper:
+        """Load what a configuration asks for; raises as `from_pack`.
+
+        Args:
+            video: detect at the faster working resolutions meant for clips.
+        """
+        pack = weights.pack(config.pack)
+        device = choose_device(config.device)
+        generator = load_model(config.swapper or pack.swapper, device=device)
+        if not isinstance(generator, (GuidedAEINet, AEINet)):
+            raise ConfigError(
+                f"{config.swapper}: holds a {type(generator).__name__}, which is no swapper"
+            )
+        return cls(
+            config,
+            pack=pack,
+            detector=_load_detector(config, pack, device, video=video),
+            landmarks=_load_landmarks(pack, device),
+            encoder=IdentityEncoder(load_model(pack.identity, device=device)),
+            generator=generator,
+            device=device,
+        )
+
+    def detect(self, frames: Tensor) -> Faces:
+        """Faces of ``(B, 3, H, W) uint8`` frames, turned ones too if the settings say so."""
+        with self._stage("detect"):
+            if self.config.detector.rotate:
+                return detect_any_rotation(self.detector, frames)
+            return self.detector(frames)
+
+    def embed(self, frames: Tensor, faces: Faces) -> Tensor:
+        """Identity embeddings ``(N, D)`` of faces, as the generator wants them."""
+        with self._stage("identify"):
+            return self.encoder(frames, faces)
+
+    def identify(
+        self,
+        photos: Sequence[Tensor],  # (3, H, W) uint8 RGB each, all of one person, best one first
+        name: str = "source",
+        *,
+        face: int | None = None,  # which face of the first photo, from the left, 0 = leftmost
+    ) -> Identities:
+        """One person to swap in, from one or several photos.
+
+        The embedding is the mean over the photos; texture (guided swappers) is the first one's.
+
+        Raises:
+            NoFaceError: a photo without a face, or without that many.
+        """
+        embeddings, first = [], None
+        for index, photo in enumerate(photos):
+            frames = photo[None].to(self.device)
+            chosen = self._source_face(frames, name, face if index == 0 else None)
+            embeddings.append(self.embed(frames, chosen))
+            first = (frames, chosen) if first is None else first
+        if first is None:
+            raise ConfigError(f"{name}: no photo to identify")
+        embedding = torch.stack(embeddings).mean(0)
+        if not isinstance(self.generator, GuidedAEINet):
+            return Identities((name,), embedding)
+        mesh, alignment = self._align(*first, SOURCE_SIDE)
+        crop = alignment.crop(first[0], first[1].frame, padding="reflection")
+        return Identities((name,), embedding, crop, _in_crop(mesh, alignment))
+
+    def __call__(self, frames: Tensor, identities: Identities, choose: Choice) -> SwapResult:
+        """Swap faces in a batch of frames.
+
+        Args:
+            frames: ``(B, 3, H, W) uint8`` RGB.
+            identities: the people to put in.
+            choose: says which face becomes whom; receives embeddings if it has an attribute
+                ``needs_embedding`` that is true.
+
+        Returns:
+            Frames on the device they came from; pixels that no mask covers are bit-exact.
+        """
+        device, frames = frames.device, frames.to(self.device)
+        faces = self.detect(frames)
+        wanted = getattr(choose, "needs_embedding", False) and len(faces)
+        embedding = self.embed(frames, faces) if wanted else None
+        source = choose(faces, embedding).to(self.device)
+        chosen = source >= 0
+        if bool(chosen.any()):
+            frames = self.replace(frames, faces[chosen], identities, source[chosen])
+        return SwapResult(frames.to(device), faces, source, embedding)
+
+    def replace(
+        self,
+        frames: Tensor,  # (B, 3, H, W) uint8 RGB
+        faces: Faces,  # N faces, all of them to be swapped
+        identities: Identities,
+        source: Tensor,  # (N,) int64 row of `identities` for each face
+    ) -> Tensor:
+        """Frames with these faces swapped, ``(B, 3, H, W) uint8``."""
+        mesh, alignment = self._align(frames, faces, self.generator.size)
+        parts = []
+        for rows in torch.arange(len(faces), device=frames.device).split(self.config.batch_size):
+            side = self._side(alignment[rows])
+            at = alignment[rows].scaled(side / alignment.size)
+            with self._stage("swap"), torch.no_grad():
+                target = at.crop(frames, faces.frame[rows])
+                people = Identities(
+                    ("",) * len(rows),
+                    identities.embedding[source[rows]].to(self.device),
+                    None if identities.crop is None else identities.crop[source[rows]],
+                    None if identities.mesh is None else identities.mesh[source[rows]],
+                )
+                crops, shape, target_mesh = self._generate(target, _in_crop(mesh[rows], at), people)
+            with self._stage("mask"):
+                mask = self._mask(shape, target_mesh, side)
+                crops = self._match_color(crops, target, mask)
+            parts.append((rows, at, crops, mask))
+        with self._stage("paste"):
+            for rows, at, crops, mask in parts:
+                frames = paint(frames, faces.frame[rows], at, crops, mask * self.config.blend.alpha)
+        return frames
+
+    def _source_face(self, frames: Tensor, name: str, face: int | None) -> Faces:
+        """The face of a source photo: the largest, or the one asked for."""
+        faces = self.detect(frames)
+        if not len(faces):
+            raise NoFaceError(f"{name}: no face found; use a photo that shows one clearly")
+        if face is not None:
+            if not 0 <= face < len(faces):
+                raise NoFaceError(f"{name}: has {len(faces)} faces, there is no number {face + 1}")
+            return faces[torch.tensor([face], device=faces.frame.device)]
+        if len(faces) > 1:
+            _log.warning(
+                "%s: %d faces, the largest is taken; --source-face N takes another",
+                name,
+                len(faces),
+            )
+        return faces[faces.size.argmax()[None]]
+
+    def _align(self, frames: Tensor, faces: Faces, size: int) -> tuple[Tensor, Alignment]:
+        """Dense landmarks in frame pixels ``(N, P, 3)``, and the swapper's crops."""
+        with self._stage("landmarks"):
+            mesh = self.landmarks(frames, faces)
+            points = five_points(mesh) if mesh.shape[1] == 478 else faces.points
+            return mesh, align(points, size, template=self.pack.template)
+
+    def _side(self, alignment: Alignment) -> int:
+        """Side to render at: a guided swapper follows the size of the faces in the frame."""
+        size = int(self.generator.size)
+        if not isinstance(self.generator, GuidedAEINet):
+            return size
+        needed = float(alignment.size / alignment.scale.min())
+        return next((s for s in GUIDED_SIDES if s >= 0.85 * needed), GUIDED_SIDES[-1])
+
+    def _generate(
+        self,
+        target: Tensor,  # (N, 3, S, S) float in [0, 1]
+        mesh: Tensor,  # (N, P, 3) float32, crop px
+        people: Identities,  # N rows
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Swapped crops, landmarks of the swapped faces and of the targets, in crop px."""
+        if isinstance(self.generator, GuidedAEINet):
+            assert people.crop is not None
+            assert people.mesh is not None
+            net = self.generator
+            model = ShapeModel(net.shape_mean, net.shape_basis, net.shape_expression)
+            side = target.shape[-1]
+            texture = F.interpolate(people.crop, size=(side, side), mode="area")
+            ratio = side / SOURCE_SIDE
+            own = torch.cat(
+                [(people.mesh[..., :2] + 0.5) * ratio - 0.5, people.mesh[..., 2:] * ratio], -1
+            )
+            guide, shape = make_guide(model, texture, own, target, mesh)
+            return self._safely(lambda: net(target, people.embedding, guide)), shape, mesh
+        plain = self.generator
+        crops = self._safely(lambda: plain(target, people.embedding))
+        return crops, self._landmarks_of(crops), mesh
+
+    def _landmarks_of(self, crops: Tensor) -> Tensor:
+        """Landmarks of swapped crops, found again (a plain generator does not tell), in crop px."""
+        n, side = len(crops), crops.shape[-1]
+        points = (TEMPLATES["ghost_frontal"].to(crops.device) + 0.5) * side / 112 - 0.5
+        low, high = 0.15 * side, 0.85 * side
+        faces = Faces(
+            torch.arange(n, device=crops.device),
+            torch.tensor([[low, low, high, high]], device=crops.device).expand(n, 4).contiguous(),
+            points.expand(n, 5, 2).contiguous(),
+            torch.ones(n, device=crops.device),
+        )
+        return self.landmarks((crops * 255).round().byte(), faces)
+
+    def _safely(self, run: Callable[[], Tensor]) -> Tensor:
+        """Run the generator in the wanted precision; again in fp32 if the result is not finite."""
+        if self.dtype == torch.float32:
+            return run()
+        with torch.autocast(self.device.type, self.dtype):
+            out = run().float()
+        if bool(torch.isfinite(out).all()):
+            return out
+        self.reruns += 1
+        return run().float()
+
+    def _mask(self, swapped: Tensor, target: Tensor, side: int) -> Tensor:
+        """Mask of each crop ``(N, 1, S, S)`` in [0, 1], of the kind the settings or pack name."""
+        settings = self.config.mask
+        if (settings.kind or self.pack.mask) == "adaptive":
+            response = Response(
+                span=settings.span,
+                growth_wide=settings.grow,
+                growth_rest=settings.rest,
+                growth_narrow=-settings.shrink,
+                feather_rest=settings.feather,
+                feather_wide=settings.feather * settings.sharpen,
+                feather_narrow=settings.feather * settings.soften,
+            )
+            return adaptive_mask(swapped, target, side, response=response)
+        if swapped.shape[1] != 106:
+            raise ConfigError(
+                f"mask.kind: ghost needs the 106 landmarks of a ghost pack, {self.pack.name} has "
+                f"{swapped.shape[1]}; use adaptive"
+            )
+        ratio = GHOST_MASK_SIDE / side
+        mask = ghost_mask(
+            (swapped[..., :2] + 0.5) * ratio - 0.5,
+            (target[..., :2] + 0.5) * ratio - 0.5,
+            size=GHOST_MASK_SIDE,
+        )
+        return F.interpolate(mask, size=(side, side), mode="bilinear", align_corners=False)
+
+    def _match_color(self, crops: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        strength = self.config.blend.color_match
+        if not strength:
+            return crops
+        own, wanted = color_statistics(crops, mask), color_statistics(target, mask)
+        return transfer_color(crops, own, wanted, strength=strength)
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+def merge(people: Sequence[Identities]) -> Identities:
+    """Several people as one table, in order."""
+    if len(people) == 1:
+        return people[0]
+    crops = [p.crop for p in people if p.crop is not None]
+    meshes = [p.mesh for p in people if p.mesh is not None]
+    return Identities(
+        tuple(name for p in people for name in p.names),
+        torch.cat([p.embedding for p in people]),
+        torch.cat(crops) if crops else None,
+        torch.cat(meshes) if meshes else None,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device a setting means; "auto" takes CUDA where it works and says so where it does not.
+
+    Raises:
+        DeviceError: that device was asked for and cannot be had, with the reason.
+    """
+    if name == "cpu":
+        return torch.device("cpu")
+    reason = _why_no_cuda()
+    if name == "auto":
+        if reason:
+            _log.info("device: cpu (%s)", reason)
+            return torch.device("cpu")
+        return torch.device("cuda")
+    if reason:
+        raise DeviceError(f"--device {name}: {reason}; use --device cpu or auto")
+    index = torch.device(name).index or 0
+    if index >= torch.cuda.device_count():
+        raise DeviceError(f"--device {name}: this machine has {torch.cuda.device_count()} GPU(s)")
+    return torch.device(name)
+
+
+def _why_no_cuda() -> str:
+    """One clause on what stands in the way of CUDA, empty if nothing does."""
+    if torch.version.cuda is None:
+        return "this torch was built without CUDA"
+    if not torch.cuda.is_available():
+        return "no usable NVIDIA GPU or driver"
+    return ""
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+
+def _load_detector(
+    config: SwapConfig, pack: weights.Pack, device: torch.device, *, video: bool
+) -> Detector:
+    settings = config.detector
+    if weights.entry(pack.detector).arch == "centerface":
+        model = load_model(pack.detector, device=device)
+        assert isinstance(model, CenterFace)
+        sides = settings.sides or (VIDEO_SIDES if video else PHOTO_SIDES)
+        return CenterFaceDetector(model, sides=sides, threshold=settings.threshold or 0.5)
+    path = weights.resolve(pack.detector)
+    return ScrfdDetector(path, threshold=settings.threshold or 0.6)
+
+
+def _load_landmarks(pack: weights.Pack, device: torch.device) -> Landmarker:
+    if weights.entry(pack.landmarks).arch == "mesh":
+        return MeshLandmarker(load_model(pack.landmarks, device=device))
+    return Insight106Landmarker(weights.resolve(pack.landmarks))
+
+
+def _in_crop(mesh: Tensor, alignment: Alignment) -> Tensor:
+    """Dense landmarks ``(N, P, 3)`` from frame to crop pixels, z scaled likewise."""
+    return torch.cat(
+        [alignment.points(mesh[..., :2]), mesh[..., 2:] * alignment.scale[:, None, None]], -1
+    )
