@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from faceswap.errors import MediaError
+from faceswap.media.plan import Clip
 from faceswap.media.planes import Plane
 from faceswap.types import VideoInfo
 
@@ -83,6 +84,10 @@ class WebpAnimation:
             red, green, blue, alpha = (samples[..., i].copy() for i in range(4))
             rgb = torch.from_numpy(np.stack([red, green, blue]))
             yield self._times()[0], rgb, (green, blue, red, alpha)
+
+    def clip(self) -> Clip:
+        """What lies beside the pictures: nothing."""
+        return Clip(self.path)
 
     def seek(self, tick: int) -> None:
         """Nothing to do: pictures build on each other, so reading starts at the first."""

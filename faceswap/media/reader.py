@@ -11,6 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from types import TracebackType
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from torch import Tensor
 from faceswap.errors import ConfigError, MediaError, MissingMediaError
 from faceswap.media import tags
 from faceswap.media.animation import WebpAnimation, is_webp
+from faceswap.media.plan import Clip
 from faceswap.media.planes import FrameBatch, Plane, PlaneFormat, carrier, matrix_of, to_rgb
 from faceswap.types import VideoInfo
 
@@ -34,6 +36,7 @@ _CONTAINERS = (
     "m4v,rm,dv,ivf,obu"
 )
 _PHOTOS = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"II*\0", b"MM\0*")
+_HEAD_BYTES = 1 << 20  # where the mark of an animated PNG (acTL) is looked for
 _ATTACHED_PICTURE = 0x0400  # AV_DISPOSITION_ATTACHED_PIC
 _CUT_SECONDS = 0.25  # a clip that ends this much before its announced end was cut
 
@@ -51,7 +54,8 @@ class VideoReader:
     planar format of ``FrameBatch.planes`` (the stream's own, or one that holds the same samples).
     ``warnings`` grows while reading; ``damaged`` says whether frames were lost on the way.
     ``origin`` is the tick that is time zero for the output: where the container (not the video
-    stream: sound may come first) starts, or ``start``.
+    stream: sound may come first) starts, or ``start``. ``clip`` is what the writer needs to know
+    of the file in order to copy its sound and the rest.
 
     Args:
         path: the file.
@@ -101,6 +105,12 @@ class VideoReader:
         except BaseException:
             self._source.close()
             raise
+        self.clip = replace(
+            self._source.clip(),
+            origin=self.origin,
+            start=None if not start else Fraction(start),
+            end=None if end is None else Fraction(end),
+        )
         if self.info.interlaced:
             self.warnings.append(f"{self.path!r} is interlaced; it is treated as progressive")
 
@@ -196,6 +206,17 @@ class _AvSource:
     def close(self) -> None:
         """Close the file."""
         self._container.close()
+
+    def clip(self) -> Clip:
+        """What lies beside the frames."""
+        streams = self._container.streams
+        return Clip(
+            self.path,
+            video=self._stream.index,
+            audio=tuple(stream.codec_context.name for stream in streams.audio),
+            subtitles=tuple(stream.codec_context.name for stream in streams.subtitles),
+            comment=self._container.metadata.get("comment", ""),
+        )
 
     def seek(self, tick: int) -> None:
         """Go on at the last key frame before ``tick``."""
@@ -333,7 +354,7 @@ def _check_file(path: str) -> None:
         raise MediaError(f"{path!r} is a folder; give a video")
     try:
         with open(path, "rb") as file:
-            head = file.read(64)
+            head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise MediaError(f"{path!r} cannot be read: {error.strerror}") from error
     if not head:
