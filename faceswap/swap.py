@@ -393,8 +393,7 @@ def _load_detector(
 ) -> Detector:
     settings = config.detector
     if weights.entry(pack.detector).arch == "centerface":
-        model = load_model(pack.detector, device=device)
-        assert isinstance(model, CenterFace)
+        model = CenterFace.from_onnx(weights.resolve(pack.detector)).to(device).eval()
         sides = settings.sides or (VIDEO_SIDES if video else PHOTO_SIDES)
         return CenterFaceDetector(model, sides=sides, threshold=settings.threshold or 0.5)
     path = weights.resolve(pack.detector)

@@ -102,6 +102,14 @@ class SkipEncoder(nn.Module):
         x: Tensor,  # (N, 3, S, S) in [-1, 1]
     ) -> tuple[Tensor, ...]:
         """L maps ``(N, channels[k], 2**(k+1), 2**(k+1))``, coarse to fine."""
+        maps = self.distinct(x)
+        return (*maps, upsample(maps[-1]))
+
+    def distinct(
+        self,
+        x: Tensor,  # (N, 3, S, S) in [-1, 1]
+    ) -> tuple[Tensor, ...]:
+        """The same without the finest map, which is the second finest enlarged."""
         skips: list[Tensor] = []
         for i in range(1, self.depth + 1):
             x = getattr(self, f"conv{i}")(x)
@@ -111,7 +119,7 @@ class SkipEncoder(nn.Module):
             up = getattr(self, f"deconv{i}")(maps[-1])
             skip = skips.pop()
             maps.append(torch.cat((up, skip), 1) if self.concatenate else up + skip)
-        return (*maps, upsample(maps[-1]))
+        return tuple(maps)
 
 
 class Bottleneck(nn.Module):
@@ -210,6 +218,14 @@ class PyramidEncoder(nn.Module):
         x: Tensor,  # (N, 3, S, S) in [-1, 1]
     ) -> tuple[Tensor, ...]:
         """L maps ``(N, channels[k], 2**(k+1), 2**(k+1))``, coarse to fine."""
+        maps = self.distinct(x)
+        return (*maps, upsample(maps[-1]))
+
+    def distinct(
+        self,
+        x: Tensor,  # (N, 3, S, S) in [-1, 1]
+    ) -> tuple[Tensor, ...]:
+        """The same without the finest map, which is the second finest enlarged."""
         laterals: list[Tensor] = []
         for i in range(1, self.depth + 1):
             x = getattr(self, f"conv{i}")(x)
@@ -219,7 +235,7 @@ class PyramidEncoder(nn.Module):
         for i in range(self.depth - 1, 0, -1):
             pyramid = upsample(pyramid) + laterals[i - 1]
             maps.append(getattr(self, f"smooth{i}")(pyramid))
-        return (*maps, upsample(maps[-1]))
+        return tuple(maps)
 
 
 def make_encoder(

@@ -160,7 +160,8 @@ def thin_plate_grid(
 
 def _radial(p: Tensor, q: Tensor) -> Tensor:
     squared = (p[:, :, None] - q[:, None]).square().sum(-1)
-    return squared * torch.log(squared + 1e-9)
+    out: Tensor = squared * torch.log(squared + 1e-9)
+    return out
 
 
 def signed_distance(

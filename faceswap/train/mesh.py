@@ -7,6 +7,7 @@ turned, scaled, mirrored, recoloured and degraded, and must give the same points
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +95,7 @@ def _start_from_face_space(net: MeshNet, data: Crops, base: Tensor, rows: Tensor
 def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     """The MeshNet task on a prepared folder."""
     net = MeshNet(**config.model).to(device)
-    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = net.to(memory_format=torch.channels_last)
     rows = torch.nonzero(~data.held_back)[:, 0]
     order = mirror_order(data.mesh)
     weight = _weights().to(device)
@@ -103,7 +104,10 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     head = list(net.points.parameters())
     body = [p for name, p in net.named_parameters() if not name.startswith("points.")]
     # The head's unit is the crop side: a full step there would throw points by tens of pixels.
-    groups = [{"params": body}, {"params": head, "lr_scale": 0.03, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": body},
+        {"params": head, "lr_scale": 0.03, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.02)
 
     def batch(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -90,7 +90,7 @@ def load_teacher(config: TrainConfig, role: str, device: torch.device) -> nn.Mod
     path = Path(config.teachers.get(role, ""))
     if not path.is_file():
         raise ConfigError(f"teachers.{role}: no TorchScript file {path}; name one")
-    teacher: nn.Module = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
+    teacher: nn.Module = torch.jit.load(str(path), map_location=device)
     return teacher.eval().requires_grad_(False)
 
 
@@ -178,7 +178,7 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         check_finite(terms)
         total = torch.stack([weight[name] * value for name, value in terms.items()]).sum()
         optimizers["swapper"].zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         optimizers["swapper"].step()
         if weight["adversarial"] and late:
@@ -188,7 +188,7 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
                 [critic(batch.target)], [critic(swapped.detach())]
             )
             optimizers["critic"].zero_grad()
-            terms["critic"].backward()  # type: ignore[no-untyped-call]
+            terms["critic"].backward()
             optimizers["critic"].step()
         return {name: value.item() for name, value in terms.items()}
 
