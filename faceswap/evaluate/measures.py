@@ -115,7 +115,8 @@ def eye_distance(
 ) -> Tensor:
     """Distance between the middles of the eyes' corners, ``(N,)`` in the mesh's unit."""
     left, right = mesh[:, [33, 133]].mean(1), mesh[:, [362, 263]].mean(1)
-    return torch.linalg.vector_norm(left - right, dim=1)
+    distance: Tensor = torch.linalg.vector_norm(left - right, dim=1)
+    return distance
 
 
 def rigid_pose(

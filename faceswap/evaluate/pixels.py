@@ -83,7 +83,8 @@ def border_tone(
     for crop in (target, swapped):
         lab = rgb_to_lab(crop)
         steps.append(_mean(lab, inner) - _mean(lab, outer))
-    return torch.linalg.vector_norm(steps[1] - steps[0], dim=1)
+    added: Tensor = torch.linalg.vector_norm(steps[1] - steps[0], dim=1)
+    return added
 
 
 def blur_ratio(
