@@ -162,7 +162,7 @@ def _read_graph(path: Path) -> list[tuple[Tensor, Tensor]]:
     for node in graph.node:
         named = [values[name] for name in node.input if name in values]
         if node.op_type == "Conv":
-            pairs.append((named[0], named[1]))
+            pairs.append((named[0], named[1] if len(named) > 1 else torch.zeros(len(named[0]))))
         elif node.op_type == "ConvTranspose":
             pairs.append((named[0], torch.zeros(named[0].shape[1])))
         elif node.op_type == "BatchNormalization":  # only after deconvolutions: (in, out, kh, kw)
