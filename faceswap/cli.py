@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import shutil
 import sys
 import traceback
@@ -76,6 +77,18 @@ def say(text: str) -> None:
     click.echo(f"faceswap: {' '.join(text.split())}", err=True)
 
 
+def _device(_context: click.Context, _option: click.Parameter, name: str | None) -> str | None:
+    if name is not None and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise click.BadParameter(f"expected auto, cpu, cuda or cuda:INDEX, got {name!r}")
+    return name
+
+
+device_option = click.option(
+    "--device",
+    metavar="auto|cpu|cuda[:N]",
+    callback=_device,
+    help="Where to run.  [default: auto]",
+)
 verbosity = options(
     click.option(
         "-v",
@@ -107,15 +120,13 @@ setting_options = options(
     click.option("--color-match/--no-color-match", default=None, help="Take the target's colours."),
     click.option("--alpha", type=click.FloatRange(0, 1), help="Share of the swapped face."),
     click.option("--restore/--no-restore", default=None, help="Sharpen the swapped face."),
-    click.option("--device", metavar="auto|cpu|cuda[:N]", help="Where to run.  [default: auto]"),
+    device_option,
     click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"])),
     click.option("--config", metavar="FILE", help="Settings as YAML, see configs/swap.yaml."),
     overrides,
 )
 face_options = options(
-    click.option(
-        "--target-ref", multiple=True, metavar="PHOTO", help="Swap this person; repeatable."
-    ),
+    click.option("--target-ref", metavar="PHOTO", help="Swap the person in this photo."),
     click.option("--all-faces", is_flag=True, help="Swap every face, not only the largest."),
     click.option(
         "--face", type=click.IntRange(min=1), metavar="N", help="Swap the Nth face from the left."
@@ -162,8 +173,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: of the command line, by default those of this process.
     """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        outcome = commands.main(arguments, prog_name="faceswap", standalone_mode=False)
+        outcome = commands.main(
+            arguments or ["--help"], prog_name="faceswap", standalone_mode=False
+        )
     except click.Abort:
         say("interrupted")
         return INTERRUPTED
@@ -185,7 +199,7 @@ def choose(
     """Source (or pairs of source and reference), target, and whose face is swapped."""
     from faceswap.faces.select import Selection
 
-    pairs = tuple(pair(each) for each in chosen["pairs"])
+    pairs = tuple(split(each) for each in chosen["pairs"])
     ways = ("target_ref", "all_faces", "face", "pairs")
     given = [f"--{way.replace('pairs', 'map').replace('_', '-')}" for way in ways if chosen[way]]
     if len(given) > 1:
@@ -194,15 +208,13 @@ def choose(
         raise click.UsageError("--source-face and --source-extra go with SOURCE, not with --map")
     if len(photos) != (1 if pairs else 2):
         wanted = "TARGET alone, as --map names the sources" if pairs else "SOURCE and TARGET"
-        raise click.UsageError(f"expected {wanted}, got {len(photos)} names")
+        raise click.UsageError(f"expected {wanted}, got {' '.join(photos) or 'nothing'}")
     face = None if chosen["face"] is None else chosen["face"] - 1
-    selection = Selection(
-        face=face, all_faces=chosen["all_faces"], references=tuple(chosen["target_ref"])
-    )
+    selection = Selection(face=face, all_faces=chosen["all_faces"])
     return pairs or photos[0], photos[-1], selection
 
 
-def pair(text: str) -> tuple[str, str]:
+def split(text: str) -> tuple[str, str]:
     """``SOURCE=REF`` of ``--map``; among several ``=``, the one between two files counts."""
     cuts = [(text[:at], text[at + 1 :]) for at, sign in enumerate(text) if sign == "="]
     files = [cut for cut in cuts if all(Path(side).is_file() for side in cut)]
@@ -220,6 +232,17 @@ def settings(chosen: dict[str, Any]) -> SwapConfig:
         given["blend.color_match"] = float(given["blend.color_match"])
     short = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
     return load_config(chosen["config"], [*short, *chosen["sets"]])
+
+
+def check_files(inputs: Sequence[str], output: str, overwrite: bool) -> None:
+    """What can be known to be wrong before anything heavy is loaded."""
+    from faceswap.errors import MissingMediaError
+    from faceswap.media.output import check_output
+
+    for path in inputs:
+        if not Path(path).exists():
+            raise MissingMediaError(f"There is no file {path!r}")
+    check_output(output, inputs, overwrite)
 
 
 def swapped_name(target: str) -> str:
@@ -243,7 +266,7 @@ def show(report: ImageReport, as_json: bool) -> None:
     for warning in report.warnings:
         _log.warning(warning)
     if as_json:
-        click.echo(json.dumps(asdict(report)))
+        click.echo(json.dumps({k: v for k, v in asdict(report).items() if k != "image"}))
     elif _log.isEnabledFor(logging.WARNING):
         click.echo(
             f"{click.format_filename(report.output)}: {report.faces_swapped} of "
@@ -269,10 +292,11 @@ def image(photos: tuple[str, ...], as_json: bool, **chosen: Any) -> None:
     source, target, selection = choose(photos, chosen)
     config = settings(chosen)
     output = chosen["output"] or swapped_name(target)
-    from faceswap.media.output import check_output
-
-    check_output(output, [target], chosen["overwrite"])
-    from faceswap.swap import Swapper, swap_image
+    paired = [] if isinstance(source, str) else [photo for pair in source for photo in pair]
+    others = [*chosen["source_extra"], *filter(None, [chosen["target_ref"]])]
+    check_files([*photos, *paired, *others], output, chosen["overwrite"])
+    from faceswap.photo import swap_image
+    from faceswap.swap import Swapper
 
     report = swap_image(
         Swapper.from_config(config),
@@ -281,14 +305,15 @@ def image(photos: tuple[str, ...], as_json: bool, **chosen: Any) -> None:
         output,
         overwrite=chosen["overwrite"],
         select=selection,
+        reference=chosen["target_ref"],
         extra=chosen["source_extra"],
-        source_face=chosen["source_face"],
+        source_face=chosen["source_face"] and chosen["source_face"] - 1,
         quality=chosen["quality"],
     )
     show(report, as_json)
 
 
-@commands.group()
+@commands.group(no_args_is_help=False)
 def weights() -> None:
     """Weight files: which there are, and how to get them."""
 
@@ -413,7 +438,7 @@ def where() -> None:
 @click.option("--out", metavar="DIR", help="Folder of the run.  [default: runs/CONFIG]")
 @click.option("--resume", is_flag=True, help="Go on with the run in that folder.")
 @click.option("--max-minutes", type=click.FloatRange(min=0), default=math.inf, help="Stop then.")
-@click.option("--device", default="auto", metavar="auto|cpu|cuda[:N]", show_default=True)
+@device_option
 @overrides
 @verbosity
 def train(config: str, out: str | None, sets: tuple[str, ...], **chosen: Any) -> None:
@@ -429,7 +454,7 @@ def train(config: str, out: str | None, sets: tuple[str, ...], **chosen: Any) ->
     step = run_training(
         settings,
         folder,
-        device=str(choose_device(chosen["device"])),
+        device=str(choose_device(chosen["device"] or "auto")),
         resume=chosen["resume"],
         max_minutes=chosen["max_minutes"],
         report=progress,
