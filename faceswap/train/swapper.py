@@ -91,7 +91,9 @@ def load_teacher(config: TrainConfig, role: str, device: torch.device) -> nn.Mod
     if not path.is_file():
         raise ConfigError(f"teachers.{role}: no TorchScript file {path}; name one")
     teacher: nn.Module = torch.jit.load(str(path), map_location=device)
-    return teacher.eval().requires_grad_(False)
+    for parameter in teacher.parameters():
+        parameter.requires_grad_(False)
+    return teacher.eval()
 
 
 def _to_recogniser(images: Tensor, shape: Tensor, size: int) -> Tensor:
