@@ -21,7 +21,7 @@ class Match:
 
     assignment: Tensor  # (N,) int64
     best: Tensor  # (K,) float32, best cosine of each reference to any face, -1 without faces
-    margin: Tensor  # (K,) float32, best minus second best, 2 where there is one face only
+    margin: Tensor  # (K,) float32, lead of that face over the best one that is nobody else's, <= 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,15 +90,13 @@ def by_reference(
     references: Tensor,  # (K, D) float32
     *,
     threshold: float,  # least cosine
-    margin: float = 0.0,  # least lead of the best face over the second best
+    margin: float = 0.0,  # least lead over the best face that is nobody else's
 ) -> Match:
     """Each reference to at most one face of a frame and each face to at most one reference.
 
     Among all one-to-one assignments the one with the largest sum of cosines is taken (Hungarian
     algorithm, Kuhn 1955), and pairs under the threshold or margin are left alone.
     """
-    from scipy.optimize import linear_sum_assignment
-
     cosine = similarity(embedding, references).cpu()
     k = len(references)
     out = torch.full((len(faces),), -1, dtype=torch.int64)
@@ -106,15 +104,38 @@ def by_reference(
     frames = faces.frame.cpu()
     for frame in torch.unique(frames).tolist():
         rows = torch.nonzero(frames == frame)[:, 0]
-        table = cosine[rows]
-        top = table.topk(min(2, len(rows)), dim=0).values
-        gap = top[0] - top[1] if len(top) > 1 else torch.full((k,), 2.0)
-        lead = torch.where(top[0] > best, gap, lead)
-        best = torch.maximum(best, top[0])
-        # A pair that may not be takes part as worthless, so that it cannot push another out.
-        allowed = table >= threshold
-        worth = torch.where(allowed, table - threshold + 1e-6, torch.zeros(()))
-        for i, j in zip(*linear_sum_assignment(worth.numpy(), maximize=True), strict=True):
-            if allowed[i, j] and gap[j] >= margin:
-                out[rows[i]] = j
+        out[rows], gap = _assign(cosine[rows], threshold, margin)
+        top = cosine[rows].amax(0)
+        lead = torch.where(top > best, gap, lead)
+        best = torch.maximum(best, top)
     return Match(out.to(faces.frame.device), best, lead)
+
+
+def _assign(
+    cosine: Tensor,  # (N, K) float32, faces of one frame against references; N > 0
+    threshold: float,
+    margin: float,
+) -> tuple[Tensor, Tensor]:
+    """Reference of each face ``(N,) int64`` or -1, and the lead of each reference ``(K,)``.
+
+    The lead of a pair is its cosine minus that of the best other face for the reference, faces
+    that are somebody else's left out; without such a face it is 2. An unmet reference leads by
+    its best minus its second best face.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    # A pair that may not be takes part as worthless, so that it cannot push another out.
+    allowed = cosine >= threshold
+    worth = torch.where(allowed, cosine - threshold + 1e-6, torch.zeros(()))
+    one_to_one = zip(*linear_sum_assignment(worth.numpy(), maximize=True), strict=True)
+    pairs = [(int(i), int(j)) for i, j in one_to_one if allowed[i, j]]
+    top = cosine.topk(min(2, len(cosine)), dim=0).values
+    lead = top[0] - top[1] if len(top) > 1 else torch.full((cosine.shape[1],), 2.0)
+    free = torch.ones(len(cosine), dtype=torch.bool)
+    free[[i for i, _ in pairs]] = False
+    out = torch.full((len(cosine),), -1, dtype=torch.int64)
+    for i, j in pairs:
+        lead[j] = cosine[i, j] - cosine[free, j].max() if free.any() else 2.0
+        if lead[j] >= margin:
+            out[i] = j
+    return out, lead
