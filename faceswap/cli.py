@@ -271,7 +271,7 @@ def show(report: ImageReport, as_json: bool) -> None:
         click.echo(
             f"{click.format_filename(report.output)}: {report.faces_swapped} of "
             f"{report.faces_seen} faces swapped ({report.pack} on {report.device}, "
-            f"{sum(report.seconds.values()):.1f} s)"
+            f"{report.seconds['total']:.1f} s)"
         )
     _log.info("%s", ", ".join(f"{stage} {spent:.2f} s" for stage, spent in report.seconds.items()))
 
