@@ -48,6 +48,8 @@ _log = logging.getLogger("faceswap")
 
 # (faces, their embeddings) -> (N,) int64 identity of each face, -1 = leave alone
 Choice = Callable[[Faces, Tensor | None], Tensor]
+# (rows (M,), colour statistics of their crops and of their targets) -> both, steadied over time
+Settle = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Swapper:
@@ -118,12 +120,19 @@ class Swapper:
             device=device,
         )
 
-    def detect(self, frames: Tensor) -> Faces:
-        """Faces of ``(B, 3, H, W) uint8`` frames, turned ones too if the settings say so."""
+    def detect(self, frames: Tensor, *, unsure: float = 1.0) -> Faces:
+        """Faces of ``(B, 3, H, W) uint8`` frames, turned ones too if the settings say so.
+
+        Args:
+            frames: where to look.
+            unsure: factor on the detector's threshold; under 1, faces it is unsure of come too.
+        """
         with self._stage("detect"):
+            sure = self.detector.threshold
+            detector = self.detector if unsure == 1 else self.detector.with_threshold(sure * unsure)
             if self.config.detector.rotate:
-                return detect_any_rotation(self.detector, frames)
-            return self.detector(frames)
+                return detect_any_rotation(detector, frames, sure=sure)
+            return detector(frames)
 
     def embed(self, frames: Tensor, faces: Faces) -> Tensor:
         """Identity embeddings ``(N, D)`` of faces, as the generator wants them."""
@@ -187,13 +196,21 @@ class Swapper:
         faces: Faces,  # N faces, all of them to be swapped
         identities: Identities,
         source: Tensor,  # (N,) int64 row of `identities` for each face
+        *,
+        mesh: Tensor | None = None,  # (N, P, 3) float32, frame px; None: looked for
+        side: Tensor | None = None,  # (N,) int64, px to render at; None: by the size of the faces
+        opacity: Tensor | None = None,  # (N,) float32 in [0, 1]; None: 1
+        settle: Settle | None = None,
     ) -> Tensor:
-        """Frames with these faces swapped, ``(B, 3, H, W) uint8``."""
-        mesh, alignment = self._align(frames, faces, self.generator.size)
+        """Frames with these faces swapped, ``(B, 3, H, W) uint8``.
+
+        What a video knows of the frames before and after comes in through the options: steadied
+        landmarks, sides that do not change from frame to frame, fading, steadied colours.
+        """
+        mesh, alignment = self._align(frames, faces, self.generator.size, mesh)
         parts = []
-        for rows in torch.arange(len(faces), device=frames.device).split(self.config.batch_size):
-            side = self._side(alignment[rows])
-            at = alignment[rows].scaled(side / alignment.size)
+        for rows, size in self._chunks(alignment, side):
+            at = alignment[rows].scaled(size / alignment.size)
             with self._stage("swap"), torch.no_grad():
                 target = at.crop(frames, faces.frame[rows])
                 people = Identities(
@@ -204,13 +221,36 @@ class Swapper:
                 )
                 crops, shape, target_mesh = self._generate(target, _in_crop(mesh[rows], at), people)
             with self._stage("mask"):
-                mask = self._mask(shape, target_mesh, side)
-                crops = self._match_color(crops, target, mask)
+                mask = self._mask(shape, target_mesh, size)
+                crops = self._match_color(crops, target, mask, rows, settle)
+                if opacity is not None:
+                    mask = mask * opacity[rows].view(-1, 1, 1, 1)
             parts.append((rows, at, crops, mask))
         with self._stage("paste"):
             for rows, at, crops, mask in parts:
                 frames = paint(frames, faces.frame[rows], at, crops, mask * self.config.blend.alpha)
         return frames
+
+    def sides(
+        self,
+        extent: Tensor,  # (N,) float32, side of the swapper's crop in frame px
+    ) -> Tensor:
+        """Side to render each face at, ``(N,) int64``: a guided swapper follows its size."""
+        if not isinstance(self.generator, GuidedAEINet):
+            return torch.full_like(extent, int(self.generator.size), dtype=torch.int64)
+        index = torch.bucketize(0.85 * extent, extent.new_tensor(GUIDED_SIDES))
+        return torch.tensor(GUIDED_SIDES, device=extent.device)[index.clamp(max=2)]
+
+    def _chunks(self, alignment: Alignment, side: Tensor | None) -> Iterator[tuple[Tensor, int]]:
+        """Rows that go through the generator together, and the side to render them at."""
+        device, size = alignment.matrix.device, self.config.batch_size
+        if side is None:
+            for rows in torch.arange(len(alignment), device=device).split(size):
+                yield rows, int(self.sides(alignment.size / alignment[rows].scale).max())
+            return
+        for wanted in side.unique().tolist():
+            for rows in torch.nonzero(side == wanted)[:, 0].split(size):
+                yield rows, wanted
 
     def _source_face(self, frames: Tensor, name: str, face: int | None) -> Faces:
         """The face of a source photo: the largest, or the one asked for."""
@@ -229,20 +269,14 @@ class Swapper:
             )
         return faces[faces.size.argmax()[None]]
 
-    def _align(self, frames: Tensor, faces: Faces, size: int) -> tuple[Tensor, Alignment]:
+    def _align(
+        self, frames: Tensor, faces: Faces, size: int, mesh: Tensor | None = None
+    ) -> tuple[Tensor, Alignment]:
         """Dense landmarks in frame pixels ``(N, P, 3)``, and the swapper's crops."""
         with self._stage("landmarks"):
-            mesh = self.landmarks(frames, faces)
+            mesh = self.landmarks(frames, faces) if mesh is None else mesh
             points = five_points(mesh) if mesh.shape[1] == 478 else faces.points
             return mesh, align(points, size, template=self.pack.template)
-
-    def _side(self, alignment: Alignment) -> int:
-        """Side to render at: a guided swapper follows the size of the faces in the frame."""
-        size = int(self.generator.size)
-        if not isinstance(self.generator, GuidedAEINet):
-            return size
-        needed = float(alignment.size / alignment.scale.min())
-        return next((s for s in GUIDED_SIDES if s >= 0.85 * needed), GUIDED_SIDES[-1])
 
     def _generate(
         self,
@@ -319,11 +353,15 @@ class Swapper:
         )
         return F.interpolate(mask, size=(side, side), mode="bilinear", align_corners=False)
 
-    def _match_color(self, crops: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    def _match_color(
+        self, crops: Tensor, target: Tensor, mask: Tensor, rows: Tensor, settle: Settle | None
+    ) -> Tensor:
         strength = self.config.blend.color_match
         if not strength:
             return crops
         own, wanted = color_statistics(crops, mask), color_statistics(target, mask)
+        if settle is not None:
+            own, wanted = settle(rows, own, wanted)
         return transfer_color(crops, own, wanted, strength=strength)
 
     @contextmanager

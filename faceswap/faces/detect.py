@@ -11,6 +11,7 @@ an upright crop.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -38,8 +39,14 @@ _CUDA_PIXELS = 2**24  # 16 frames of 1280 x 736; bounds memory to some GiB
 class Detector(Protocol):
     """Anything that finds faces."""
 
+    threshold: float  # least score of a face
+
     def __call__(self, frames: Tensor) -> Faces:
         """Faces of ``frames (B, 3, H, W) uint8 RGB``, frame by frame, left to right."""
+        ...
+
+    def with_threshold(self, threshold: float) -> Detector:
+        """The same with another threshold."""
         ...
 
 
@@ -70,6 +77,12 @@ class CenterFaceDetector:
         self.sides = tuple(sides)
         self.threshold = threshold
         self.overlap = overlap
+
+    def with_threshold(self, threshold: float) -> CenterFaceDetector:
+        """The same with another threshold; the network is shared."""
+        return CenterFaceDetector(
+            self.model, sides=self.sides, threshold=threshold, overlap=self.overlap
+        )
 
     @torch.no_grad()
     def __call__(
@@ -119,8 +132,17 @@ class ScrfdDetector:
     def __init__(self, path: str | Path, *, threshold: float = 0.6, size: int = 640) -> None:
         from insightface.model_zoo import get_model
 
+        self.threshold = threshold
         self._model = get_model(str(path))
         self._model.prepare(0, input_size=(size, size), det_thresh=threshold)
+
+    def with_threshold(self, threshold: float) -> ScrfdDetector:
+        """The same with another threshold; the network is shared."""
+        other = copy.copy(self)
+        other.threshold = threshold
+        other._model = copy.copy(self._model)
+        other._model.det_thresh = threshold
+        return other
 
     def __call__(
         self,
@@ -146,6 +168,8 @@ class ScrfdDetector:
 def detect_any_rotation(
     detector: Detector,
     frames: Tensor,  # (B, 3, H, W) uint8 RGB
+    *,
+    sure: float = 0.0,  # score under which a face does not count as one that was found
 ) -> Faces:
     """Faces of all frames, however they are turned.
 
@@ -158,8 +182,8 @@ def detect_any_rotation(
     upright = detector(frames)
     roll = _roll(upright)
     again = torch.ones(len(frames), dtype=torch.bool, device=frames.device)
-    again[upright.frame] = False
-    again[upright.frame[roll.abs() > _TILTED]] = True
+    again[upright.frame[upright.score >= sure]] = False
+    again[upright.frame[(roll.abs() > _TILTED) & (upright.score >= sure)]] = True
     rows = torch.nonzero(again)[:, 0]
     if not len(rows):
         return upright
