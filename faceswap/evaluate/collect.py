@@ -1,0 +1,154 @@
+"""Measure every swap of a list, then what needs all of them at once: ID retrieval, FID, KID."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from faceswap.errors import MediaError, NoFaceError
+from faceswap.evaluate import measures, pixels
+from faceswap.evaluate.extract import Instruments
+from faceswap.evaluate.protocol import Triple
+from faceswap.evaluate.table import Row, Table, numbered
+from faceswap.evaluate.visit import (
+    Source,
+    Visit,
+    look_at_source,
+    unreadable,
+    visit,
+    visit_failed,
+)
+
+
+@dataclass(slots=True)
+class Collected:
+    """What was found of a list of swaps."""
+
+    table: Table
+    sources: dict[Path, Tensor]  # JPEG bytes of each source's face
+    thumbs: list[Tensor]  # JPEG bytes of target and swapped, for each row of table.faces
+    curves: dict[int, dict[str, Tensor]]  # swap -> measure -> (frames,) float, NaN = none
+    sets: dict[str, float]  # fid, kid, if there is a network for them
+    crops: int  # pairs of crops that went into them
+
+
+def collect(
+    tools: Instruments,
+    triples: Sequence[Triple],
+    make: Callable[[Triple], None] | None = None,
+    *,
+    frames: int = 10,
+    track: int = 100,
+    step: Callable[[int, Triple], None] | None = None,
+) -> Collected:
+    """Measure swaps; what cannot be measured stays in the table, with the reason.
+
+    Args:
+        tools: what looks.
+        triples: the swaps.
+        make: makes one swap; None: they are all there.
+        frames: of each clip, evenly spaced, that faces are measured in (FaceForensics++: 10).
+        track: frames from the start of each clip that jitter, drift and flicker are taken over.
+        step: told after each swap.
+    """
+    paths = dict.fromkeys(triple.source for triple in triples)
+    sources = {path: look_at_source(tools, path, frames) for path in paths}
+    visits = []
+    for number, triple in enumerate(triples):
+        found = _one(tools, triple, sources[triple.source], make, frames, track)
+        for row in found.rows:
+            row.triple = number
+        visits.append(found)
+        if step is not None:
+            step(number, triple)
+    table = Table(
+        numbered([triple.person for triple in triples]),
+        numbered([str(triple.target) for triple in triples]),
+        [row for each in visits for row in each.rows],
+        [_clip_row(number, each) for number, each in enumerate(visits) if triples[number].clip],
+    )
+    _retrieve(table, triples, sources, [x for each in visits for x in each.swapped])
+    pairs = [pair for each in visits for pair in each.features]
+    return Collected(
+        table,
+        {path: source.thumb for path, source in sources.items()},
+        [thumb for each in visits for thumb in each.thumbs],
+        {number: each.curves for number, each in enumerate(visits) if each.curves},
+        _set_distances(pairs),
+        len(pairs),
+    )
+
+
+def _one(
+    tools: Instruments,
+    triple: Triple,
+    source: Source,
+    make: Callable[[Triple], None] | None,
+    frames: int,
+    track: int,
+) -> Visit:
+    """Make and measure one swap; what goes wrong with its files becomes the reason of its row."""
+    try:
+        if make is not None:
+            try:
+                make(triple)
+            except NoFaceError as error:
+                return visit_failed(tools, triple, source, f"not swapped: {error}")
+        return visit(tools, triple, source, frames=frames, track=track)
+    except MediaError as error:
+        return unreadable(f"not measured: {error}")
+
+
+def _clip_row(number: int, found: Visit) -> Row:
+    values = {name: float(curve.nanmean()) for name, curve in found.curves.items()}
+    reason = next((row.reason for row in found.rows if row.reason), "")
+    return Row(number, 0, values, reason)
+
+
+def _retrieve(
+    table: Table,
+    triples: Sequence[Triple],
+    sources: dict[Path, Source],
+    swapped: list[dict[str, Tensor]],  # of each row of table.faces: encoder -> (D,)
+) -> None:
+    """Put ID retrieval into the rows; needs the faces of all sources."""
+    people = {triple.source: int(table.source[i]) for i, triple in enumerate(triples)}
+    known = [(people[path], source.seen) for path, source in sources.items() if len(source.seen)]
+    if not known:
+        return
+    owner = torch.cat([torch.full((len(seen),), number) for number, seen in known])
+    there = set(owner.tolist())
+    for encoder in ("", "cosface"):
+        rows = [
+            i
+            for i, each in enumerate(swapped)
+            if encoder in each and int(table.source[table.faces[i].triple]) in there
+        ]
+        if not rows:
+            continue
+        own = [seen.embedding if not encoder else seen.extra[encoder] for _, seen in known]
+        wanted = torch.stack([table.source[table.faces[i].triple] for i in rows])
+        queries = torch.stack([swapped[i][encoder] for i in rows])
+        ranks = measures.retrieval_rank(queries, wanted, torch.cat(own).cpu(), owner)
+        for i, rank in zip(rows, ranks.tolist(), strict=True):
+            values = table.faces[i].values
+            if encoder:
+                values["ID retrieval"] = 100.0 * (rank == 1)
+            else:
+                values["id_retrieval"] = 100.0 * (rank == 1)
+                values["id_retrieval_5"] = 100.0 * (rank <= 5)
+
+
+def _set_distances(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """FID and KID of the swapped crops against their targets'."""
+    if len(pairs) < 2:
+        return {}
+    target, swapped = (torch.stack(column) for column in zip(*pairs, strict=True))
+    return {
+        "fid": pixels.frechet_distance(target, swapped),
+        "kid": pixels.kernel_distance(target, swapped),
+    }
