@@ -28,9 +28,9 @@ from faceswap.models.centerface import CenterFace
 from faceswap.types import Faces
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "samples"
-# Eyes, nose tip and mouth corners of the astronaut, read off the picture by eye, 512 x 512.
-POINTS = torch.tensor([[205.0, 105], [243, 103], [226, 128], [209, 146], [246, 143]])
-BOX = torch.tensor([[175.0, 62, 268, 172]])  # of her face, forehead to chin
+# Eyes, nose tip and mouth corners of the astronaut, read off an enlargement by eye, 512 x 512.
+POINTS = torch.tensor([[203.5, 100.5], [246.5, 102.5], [223, 126], [203, 139.5], [244, 141]])
+BOX = torch.tensor([[180.0, 62, 269, 176]])  # of her face, forehead to chin
 
 
 def picture() -> Tensor:

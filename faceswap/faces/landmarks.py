@@ -80,7 +80,10 @@ class Insight106Landmarker:
         self.session = onnxruntime.InferenceSession(
             str(path), providers=onnxruntime.get_available_providers()
         )
-        self.input = self.session.get_inputs()[0].name
+        entry = self.session.get_inputs()[0]
+        self.input = entry.name
+        # Some exports are for a batch of one, the one of insightface's packs takes any.
+        self.batch = entry.shape[0] if isinstance(entry.shape[0], int) else BATCH
 
     def __call__(
         self,
@@ -96,7 +99,8 @@ class Insight106Landmarker:
             return torch.zeros(0, 106, 3, device=frames.device)
         alignment = align(faces.points, self.SIDE, template="ghost", margin=1.5)
         crops = alignment.crop(frames, faces.frame).cpu().numpy() * np.float32(255)
-        found = [self.session.run(None, {self.input: crop[None]})[0] for crop in crops]
+        parts = [crops[i : i + self.batch] for i in range(0, len(crops), self.batch)]
+        found = [self.session.run(None, {self.input: part})[0] for part in parts]
         points = torch.from_numpy(np.concatenate(found).reshape(len(faces), 106, 2))
         points = (points.to(frames.device) + 1) * (self.SIDE / 2)
         xy = alignment.inverse_points(points)
