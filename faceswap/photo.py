@@ -114,8 +114,12 @@ def _identify(
         raise ConfigError("--source-extra and --source-face go with one source, not with --map")
     people = []
     for photo, _ in pairs:
-        pictures = [_read(photo).pixels, *(_read(more).pixels for more in extra)]
-        people.append(swapper.identify(pictures, name_of(photo), face=face))
+        photos = [photo, *extra]
+        pictures, names = (
+            [_read(each).pixels for each in photos],
+            [name_of(each) for each in photos],
+        )
+        people.append(swapper.identify(pictures, names[0], face=face, names=names))
     return merge(people)
 
 

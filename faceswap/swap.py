@@ -145,6 +145,7 @@ class Swapper:
         name: str = "source",
         *,
         face: int | None = None,  # which face of the first photo, from the left, 0 = leftmost
+        names: Sequence[str] = (),  # of each photo, for messages; default: `name` for all
     ) -> Identities:
         """One person to swap in, from one or several photos.
 
@@ -156,7 +157,8 @@ class Swapper:
         embeddings, first = [], None
         for index, photo in enumerate(photos):
             frames = photo[None].to(self.device)
-            chosen = self._source_face(frames, name, face if index == 0 else None)
+            called = names[index] if names else name
+            chosen = self._source_face(frames, called, face if index == 0 else None)
             embeddings.append(self.embed(frames, chosen))
             first = (frames, chosen) if first is None else first
         if first is None:
