@@ -34,6 +34,7 @@ class WebpAnimation:
     def __init__(self, path: str) -> None:
         self.path = path
         self.problems: list[str] = []
+        self.truncated = False
         try:
             self._image = PIL.Image.open(path, formats=["WEBP"])
             self._count = int(getattr(self._image, "n_frames", 1))
@@ -76,6 +77,7 @@ class WebpAnimation:
                 self._image.seek(index)
                 samples = np.asarray(self._image.convert("RGBA"))
             except _DAMAGE:
+                self.truncated = True
                 self.problems.append(
                     f"{self.path!r} is damaged: picture {index + 1} of {self._count} and those "
                     "behind it cannot be read"

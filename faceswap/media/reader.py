@@ -37,6 +37,10 @@ _CONTAINERS = (
 )
 _PHOTOS = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"II*\0", b"MM\0*")
 _HEAD_BYTES = 1 << 20  # where the mark of an animated PNG (acTL) is looked for
+# Of swscale's ways to RGB this one is the fastest by far (1080p yuv420p: 0.5 ms, accurate rounding
+# with chroma between samples: 25 ms) and 0.8 to 1.2 levels off on average. No frame gets worse by
+# it, because only differences of what is read here are ever written (see `planes`).
+_GBRP = PlaneFormat("gbrp", "gbr", 8)
 _ATTACHED_PICTURE = 0x0400  # AV_DISPOSITION_ATTACHED_PIC
 _CUT_SECONDS = 0.25  # a clip that ends this much before its announced end was cut
 
@@ -52,7 +56,8 @@ class VideoReader:
 
     ``info`` describes the upright frames as they are given out: ``info.pixel_format`` is the
     planar format of ``FrameBatch.planes`` (the stream's own, or one that holds the same samples).
-    ``warnings`` grows while reading; ``damaged`` says whether frames were lost on the way.
+    ``warnings`` grows while reading; ``damaged`` says whether frames were lost on the way,
+    ``truncated`` whether the end is missing.
     ``origin`` is the tick that is time zero for the output: where the container (not the video
     stream: sound may come first) starts, or ``start``. ``clip`` is what the writer needs to know
     of the file in order to copy its sound and the rest.
@@ -83,6 +88,7 @@ class VideoReader:
         self.path = os.fspath(path)
         self.warnings: list[str] = []
         self.damaged = False
+        self.truncated = False
         self._batch = batch
         _check_file(self.path)
         if is_webp(self.path):
@@ -167,6 +173,7 @@ class VideoReader:
         if repaired:
             self.warnings.append(f"{repaired} frames of {self.path!r} had times that run backwards")
         self.damaged = bool(self._source.problems)
+        self.truncated = self._source.truncated
         self.warnings.extend(self._source.problems)
 
 
@@ -176,6 +183,7 @@ class _AvSource:
     def __init__(self, path: str) -> None:
         self.path = path
         self.problems: list[str] = []
+        self.truncated = False
         self._container = _open(path)
         try:
             videos = [
@@ -210,12 +218,13 @@ class _AvSource:
     def clip(self) -> Clip:
         """What lies beside the frames."""
         streams = self._container.streams
+        tags_here = {key.lower(): value for key, value in self._container.metadata.items()}
         return Clip(
             self.path,
             video=self._stream.index,
             audio=tuple(stream.codec_context.name for stream in streams.audio),
             subtitles=tuple(stream.codec_context.name for stream in streams.subtitles),
-            comment=self._container.metadata.get("comment", ""),
+            comment=tags_here.get("comment", ""),
         )
 
     def seek(self, tick: int) -> None:
@@ -234,6 +243,7 @@ class _AvSource:
             yield pts, *self._convert(frame)
         missing = self._announced_end() - float(reached * self._base)
         if missing > max(_CUT_SECONDS, float(2 * step * self._base)):
+            self.truncated = True
             self.problems.append(
                 f"{self.path!r} ends {missing:.1f} s before its announced end; it was cut short"
             )
@@ -258,6 +268,7 @@ class _AvSource:
             try:
                 packet = next(packets, None)
             except av.error.FFmpegError as error:
+                self.truncated = True
                 self.problems.append(f"{self.path!r} cannot be read to its end: {error.strerror}")
                 break
             if packet is None:
@@ -291,12 +302,12 @@ class _AvSource:
                 frame,
                 width,
                 height,
-                "rgb24",
+                "gbrp",
                 src_colorspace=matrix,
                 src_color_range=2 if self.info.color_range == "pc" else 1,
                 dst_color_range=2,
             )
-            rgb = shown.to_ndarray().transpose(2, 0, 1)
+            rgb = to_rgb(_read_planes(shown, _GBRP), _GBRP, full_range=True)
         else:
             rgb = to_rgb(planes, self._form, self.info.color_range != "tv")
         if self._turns:

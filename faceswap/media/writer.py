@@ -200,6 +200,60 @@ class VideoWriter:
         return MediaError(f"Cannot write {str(self.path)!r}: {reason}")
 
 
+def join_segments(
+    path: str | os.PathLike[str],
+    segments: Sequence[tuple[Path, Fraction]],
+    info: VideoInfo,
+    *,
+    source: Clip,
+    lead: Fraction,
+    encoding: Encoding | None = None,
+    provenance: Provenance | None = None,
+) -> None:
+    """Make one clip of videos written without sound, and copy the rest from the original.
+
+    Args:
+        path: the output; its extension is that of the segments. An existing file is replaced.
+        segments: each with its length in seconds, in order, all in one folder.
+        info: of the frames, as `VideoReader.info`.
+        source: `VideoReader.clip`, to copy sound and the rest from.
+        lead: seconds from the start of the clip to the first frame.
+        encoding: as the segments were written.
+        provenance: the mark to write.
+
+    Raises:
+        MediaError: ffmpeg failed; the segments stay, the output is not begun.
+    """
+    target, provenance = Path(path), provenance or Provenance()
+    program = find_ffmpeg()
+    plan = make_plan(path, info, source, encoding or Encoding(), program)
+    listing = segments[0][0].with_name("segments.txt")
+    lines = [f"file {name.name}\nduration {float(length):.9f}\n" for name, length in segments]
+    listing.write_text("ffconcat version 1.0\n" + "".join(lines), encoding="utf-8")
+    video = ffmpeg.input(
+        "file:" + os.path.abspath(listing), format="concat", itsoffset=f"{float(lead):.9f}"
+    )
+    options: dict[str, Any] = {"c:v": "copy", "format": plan.muxer}
+    if "tag:v" in plan.options:
+        options["tag:v"] = plan.options["tag:v"]
+    part = part_of(target)
+    with contextlib.suppress(FileNotFoundError):
+        part.unlink()
+    command = _finished([video["v:0"]], program, part, info, source, plan, provenance, options)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    try:
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip().splitlines()[-3:]
+            raise MediaError(f"Cannot write {str(target)!r}: ffmpeg stopped ({' | '.join(said)})")
+        embed_xmp(part, target.suffix.lower(), provenance)
+        os.replace(part, target)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, MediaError):
+            raise
+        raise MediaError(f"Cannot write {str(target)!r}: {error.strerror}") from error
+
+
 def _command(
     program: str,
     part: Path,
@@ -221,14 +275,29 @@ def _command(
         options["enc_time_base"] = f"{base.numerator}/{base.denominator}"
     elif encoding.rate is None:
         options["r"] = f"{info.rate.numerator}/{info.rate.denominator}"
+    return _finished(outputs, program, part, info, source, plan, provenance, options)
+
+
+def _finished(
+    outputs: list[Any],
+    program: str,
+    part: Path,
+    info: VideoInfo,
+    source: Clip | None,
+    plan: Plan,
+    provenance: Provenance,
+    options: dict[str, Any],
+) -> list[str]:
+    """The command line once its picture is settled: sound and tags, and how it is muxed."""
     tags = container_tags(provenance)
     if source is not None and plan.movie:
         if source.comment and not source.comment.startswith("Synthetic media"):
             tags["comment"] += f" | {source.comment}"
         outputs += _copied(source, info, plan, options)
     if plan.movie:
-        options["metadata"] = [f"{key}={value}" for key, value in tags.items()]
-        options["metadata:s:v:0"] = "rotate="
+        for number, (key, value) in enumerate(tags.items()):
+            options[f"metadata:g:{number}"] = f"{key}={value}"
+        options["metadata:s:v:0"] = "rotate="  # older ffmpegs would turn the frames once more
     if plan.muxer in ("mp4", "mov"):
         options["movflags"] = "+faststart"
     options["max_muxing_queue_size"] = 9999
@@ -241,23 +310,27 @@ def _command(
 def _copied(source: Clip, info: VideoInfo, plan: Plan, options: dict[str, Any]) -> list[Any]:
     """The streams that come from the original file; adds their options."""
     given: dict[str, Any] = {"protocol_whitelist": "file"}
-    if source.start is not None:
-        given["ss"] = f"{float(source.start):.6f}"
-    if source.end is not None:
-        given["t"] = f"{float(source.end - (source.start or 0)):.6f}"
     if source.origin:
         given["itsoffset"] = f"{float(-source.origin * info.time_base):.6f}"
+    if source.start is not None:
+        given["ss"] = f"{float(source.start):.6f}"  # finds a key frame before; the rest is cut off:
+        options["ss"] = 0
+    if source.end is not None:
+        options["t"] = f"{float(source.end - (source.start or 0)):.6f}"
     original = ffmpeg.input("file:" + os.path.abspath(source.path), **given)
     streams = []
     if plan.audio != "none":
         streams.append(original["a"])
         options["c:a"] = plan.audio
+        for index in range(len(source.audio)):  # languages and titles
+            options[f"map_metadata:s:a:{index}"] = f"1:s:a:{index}"
         if plan.audio in ("aac", "libmp3lame", "libopus"):
             options["b:a"] = "192k"
     kept = [index for index, how in enumerate(plan.subtitles) if how]
     for number, index in enumerate(kept):
         streams.append(original[f"s:{index}"])
         options[f"c:s:{number}"] = plan.subtitles[index]
+        options[f"map_metadata:s:s:{number}"] = f"1:s:s:{index}"
     if plan.muxer == "matroska":
         streams.append(original["t?"])  # fonts of the subtitles
         options["c:t"] = "copy"
