@@ -60,13 +60,13 @@ def swap_image(
     """
     began = time.perf_counter()
     before = dict(swapper.seconds)
-    pairs = _pairs(source, reference)
+    pairs = pair_up(source, reference)
     inputs = [p for pair in pairs for p in pair if p is not None] + [target, *extra]
     paths = [p for p in inputs if isinstance(p, (str, os.PathLike))]
     if output is not None:
         check_output(output, paths, overwrite)
     picture = _read(target)
-    identities = _identify(swapper, pairs, extra, source_face)
+    identities = identify_sources(swapper, pairs, extra, source_face)
     choose = _selection(swapper, pairs, select)
     frames = picture.pixels[None]
     result = swapper(frames, identities, choose)
@@ -91,9 +91,10 @@ def swap_image(
     )
 
 
-def _pairs(
+def pair_up(
     source: Photo | Sequence[tuple[Photo, Photo]], reference: Photo | None
 ) -> list[tuple[Photo, Photo | None]]:
+    """Pairs (source, reference photo), whichever way a caller named them."""
     if isinstance(source, (str, os.PathLike, np.ndarray, Tensor)):
         return [(source, reference)]
     if reference is not None:
@@ -103,7 +104,7 @@ def _pairs(
     return [(s, r) for s, r in source]
 
 
-def _identify(
+def identify_sources(
     swapper: Swapper,
     pairs: Sequence[tuple[Photo, Photo | None]],
     extra: Sequence[Photo],
@@ -134,20 +135,25 @@ def _selection(
         return select or Selection()
     match = swapper.config.match
     threshold = swapper.pack.similarity if match.threshold is None else match.threshold
+    return Selection(
+        face=select.face if select else None,
+        all_faces=select.all_faces if select else False,
+        references=embed_references(swapper, references),
+        threshold=threshold,
+        margin=match.margin,
+    )
+
+
+def embed_references(swapper: Swapper, photos: Sequence[Photo]) -> Tensor:
+    """Identity of the largest face of each reference photo, ``(K, D) float32``."""
     rows = []
-    for photo in references:
+    for photo in photos:
         frames = _read(photo).pixels[None].to(swapper.device)
         faces = swapper.detect(frames)
         if not len(faces):
             raise NoFaceError(f"{name_of(photo)}: no face found in the reference photo")
         rows.append(swapper.embed(frames, faces[faces.size.argmax()[None]]))
-    return Selection(
-        face=select.face if select else None,
-        all_faces=select.all_faces if select else False,
-        references=torch.cat(rows),
-        threshold=threshold,
-        margin=match.margin,
-    )
+    return torch.cat(rows)
 
 
 def _nothing_swapped(

@@ -139,6 +139,11 @@ class Swapper:
         with self._stage("identify"):
             return self.encoder(frames, faces)
 
+    def dense(self, frames: Tensor, faces: Faces) -> Tensor:
+        """Dense landmarks ``(N, P, 3)`` of faces, in frame pixels."""
+        with self._stage("landmarks"):
+            return self.landmarks(frames, faces)
+
     def identify(
         self,
         photos: Sequence[Tensor],  # (3, H, W) uint8 RGB each, all of one person, best one first

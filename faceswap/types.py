@@ -187,6 +187,10 @@ class VideoReport:
     device: str
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> seconds
     warnings: tuple[str, ...] = ()
-    jitter: float | None = (
-        None  # second difference of swapped points against the target's, % of eye distance
-    )
+    jitter: float | None = None  # `evaluate.temporal.jitter`, % of eye distance; None: too short
+    tracks: int = 0  # faces followed through a shot
+    bridged: int = 0  # swapped faces that the detector missed
+    dropped: int = 0  # faces of tracks too short to be a person, left alone
+    person: str = ""  # whom the clip itself had to name: who is swapped, and how present they are
+    peak_mb: float | None = None  # most memory the process ever held
+    swaps: tuple[dict[str, object], ...] = ()  # each track swapped: source, first, last, frames

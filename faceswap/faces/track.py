@@ -68,6 +68,9 @@ class Track:
     quality: float = 0.0  # of the best face the embedding was made of
     source: int | None = None  # row of the identities; -1 = left alone; None = not yet decided
     since: int = 0  # frame from which `source` counts
+    review: int = 0  # frame at which `source` is to be thought over
+    side: int = 0  # px the swap is rendered at; 0 = not yet settled
+    color: Tensor | None = None  # (2, 2, 3) float32, steadied statistics: own and wanted
 
     def expected(self, frame: int) -> Place:
         """Where the face would be if it moved on as it did, a little slower each frame."""
