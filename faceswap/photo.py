@@ -184,7 +184,7 @@ def _read(photo: Photo) -> Image:
             raise ConfigError(
                 f"photo: expected an array (H, W, 3) uint8 RGB, got {photo.shape} {photo.dtype}"
             )
-        return Image(torch.from_numpy(np.ascontiguousarray(photo)).permute(2, 0, 1).contiguous())
+        return Image(torch.from_numpy(photo.copy()).permute(2, 0, 1).contiguous())
     if photo.ndim != 3 or photo.shape[0] != 3 or photo.dtype != torch.uint8:
         raise ConfigError(
             f"photo: expected a tensor (3, H, W) uint8 RGB, got {tuple(photo.shape)} {photo.dtype}"

@@ -1,0 +1,185 @@
+"""Warp guidance against closed forms, and the shape model against faces made by a rule."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from faceswap.ops.guide import (
+    ShapeModel,
+    dots,
+    fit_pose,
+    fit_shape_model,
+    lowpass,
+    make_guide,
+    signed_distance,
+    thin_plate_grid,
+)
+from faceswap.ops.topology import FACE_OVAL, INNER_LIPS, five_points
+
+POINTS = 478
+
+
+def round_head(seed: int = 0) -> torch.Tensor:
+    """Points on the front of an ellipsoid, the oval and the lips where a face has them."""
+    generator = torch.Generator().manual_seed(seed)
+    xy = torch.rand(POINTS, 2, generator=generator) * 1.4 - 0.7
+    angle = torch.arange(36) / 36 * 2 * math.pi
+    xy[list(FACE_OVAL)] = torch.stack([angle.sin(), -1.2 * angle.cos()], 1) * 0.95
+    angle = torch.arange(20) / 20 * 2 * math.pi
+    xy[list(INNER_LIPS)] = torch.stack([-angle.cos() * 0.3, 0.5 - angle.sin() * 0.1], 1)
+    z = -(1.45 - xy[:, 0] ** 2 - (xy[:, 1] / 1.2) ** 2).clamp_min(0).sqrt()
+    return torch.cat([xy, z[:, None]], 1)
+
+
+def turn(yaw: float, pitch: float = 0.0) -> torch.Tensor:
+    c, s = math.cos(yaw), math.sin(yaw)
+    about_y = torch.tensor([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]])
+    c, s = math.cos(pitch), math.sin(pitch)
+    return torch.tensor([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]]) @ about_y
+
+
+def model_with(expression: torch.Tensor, basis: torch.Tensor) -> ShapeModel:
+    mean = round_head()
+    return ShapeModel(mean - mean[:468].mean(0), basis, expression)
+
+
+def orthonormal(rows: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.linalg.qr(torch.randn(3 * POINTS, rows, generator=generator))[0].T.contiguous()
+
+
+def test_pose_of_a_moved_shape_is_found() -> None:
+    mean = round_head()
+    wanted = turn(0.4, -0.2)
+    at = torch.tensor([[60.0, 70.0, 3.0]])
+    scale, rotation, place = fit_pose((40.0 * mean @ wanted.T + at)[None], mean)
+    assert scale.item() == pytest.approx(40.0, rel=1e-4)
+    torch.testing.assert_close(rotation[0], wanted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(place[0], at, atol=1e-2, rtol=0)
+
+
+def test_all_expression_gives_the_target_and_none_gives_the_source_in_its_pose() -> None:
+    basis = orthonormal(6)
+    source = round_head() * 50 + 64
+    shift = (torch.tensor([[0.3, -0.2, 0.1, 0.0, 0.2, 0.4]]) @ basis).view(POINTS, 3)
+    target = (round_head() + shift) @ turn(0.3).T * 45 + 60
+    everything = model_with(torch.eye(6), basis).compose(source[None], target[None])
+    torch.testing.assert_close(everything[0], target, atol=1e-2, rtol=0)
+    nothing = model_with(torch.zeros(6, 6), basis).compose(source[None], target[None])
+    scale, rotation, place = fit_pose(target[None], model_with(torch.eye(6), basis).mean)
+    plain = (nothing - place) @ rotation / scale[:, None, None]
+    moved = (target[None] - place) @ rotation / scale[:, None, None]
+    own = (plain - moved)[0].flatten() @ basis.T  # what was taken out lies in the basis
+    assert own.norm() > 0.3
+    kept = model_with(torch.zeros(6, 6), basis).compose(source[None], target[None], identity=0.0)
+    torch.testing.assert_close(kept[0], target, atol=1e-2, rtol=0)
+
+
+def test_shape_model_tells_people_from_expressions() -> None:
+    generator = torch.Generator().manual_seed(3)
+    mean, basis = round_head(), orthonormal(2)
+    who = torch.randn(60, 1, generator=generator).repeat_interleave(4, 0) * 0.8
+    how = torch.randn(240, 1, generator=generator) * 0.8
+    offsets = (torch.cat([who, how], 1) @ basis).view(240, POINTS, 3)
+    person = torch.arange(60).repeat_interleave(4)
+    model = fit_shape_model(mean + offsets, person, rank=4)
+    source = mean + (torch.tensor([[1.0, -1.0]]) @ basis).view(POINTS, 3)
+    target = mean + (torch.tensor([[-1.0, 1.0]]) @ basis).view(POINTS, 3)
+    mixed = model.compose(source[None], target[None])[0]
+    code = (mixed - mean).flatten() @ basis.T
+    assert code[0] > 0.6, "the person is the source"
+    assert code[1] > 0.6, "the expression is the target's"
+
+
+def test_points_face_away_when_the_head_turns() -> None:
+    mean = round_head()
+    model = model_with(torch.eye(2), orthonormal(2))
+    left = mean[:, 0] < -0.5
+    ahead = model.facing((mean * 40 + 64)[None])[0]
+    turned = model.facing((mean @ turn(0.8).T * 40 + 64)[None])[0]
+    other = model.facing((mean @ turn(-0.8).T * 40 + 64)[None])[0]
+    assert ahead[mean[:, :2].abs().amax(1) < 0.3].min() > 0.5
+    assert (turned[left].mean() - other[left].mean()).abs() > 0.5
+
+
+def test_thin_plate_reproduces_an_affine_map() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.rand(1, 20, 2, generator=generator) * 60
+    source = target * 0.9 + torch.tensor([5.0, -3.0])
+    grid = thin_plate_grid(target, source, torch.ones(1, 20), size=64, cells=64)
+    y, x = 40, 17
+    found = (grid[0, y, x] + 1) * 63 / 2
+    wanted = torch.tensor([0.9 * x + 5.0, 0.9 * y - 3.0])
+    torch.testing.assert_close(found, wanted, atol=0.05, rtol=0)
+
+
+def test_thin_plate_passes_through_trusted_points_only() -> None:
+    axis = torch.tensor([8.0, 24.0, 40.0, 56.0])
+    target = torch.cartesian_prod(axis, axis)[None]
+    source = target.clone()
+    source[0, 5] += torch.tensor([4.0, 0.0])
+    weight = torch.ones(1, 16)
+    x, y = (int(v) for v in target[0, 5])
+    trusted = thin_plate_grid(target, source, weight, size=64, cells=64, stiffness=1e-5)
+    weight[0, 5] = 1e-6
+    ignored = thin_plate_grid(target, source, weight, size=64, cells=64, stiffness=1e-5)
+    assert (trusted[0, y, x, 0] + 1) * 63 / 2 == pytest.approx(x + 4, abs=0.1)
+    assert (ignored[0, y, x, 0] + 1) * 63 / 2 == pytest.approx(x, abs=0.4)
+
+
+def test_signed_distance_of_a_square() -> None:
+    square = torch.tensor([[[10.0, 10.0], [20.0, 10.0], [20.0, 20.0], [10.0, 20.0]]])
+    distance = signed_distance(square, 32)[0, 0]
+    assert distance[15, 15] == pytest.approx(5.0, abs=1e-4)
+    assert distance[15, 12] == pytest.approx(2.0, abs=1e-4)
+    assert distance[15, 25] == pytest.approx(-5.0, abs=1e-4)
+    assert distance[24, 23] == pytest.approx(-5.0, abs=1e-4)  # 3-4-5 from the corner
+
+
+def test_lowpass_keeps_a_constant_and_ignores_what_does_not_count() -> None:
+    image = torch.full((1, 3, 64, 64), 0.25)
+    image[..., 32:] = 0.9
+    weight = torch.ones(1, 1, 64, 64)
+    weight[..., 32:] = 0
+    smooth = lowpass(image, weight, sigma=0.05)
+    torch.testing.assert_close(
+        smooth[..., :24], torch.full((1, 3, 64, 24), 0.25), atol=2e-3, rtol=0
+    )
+
+
+def test_a_dot_lies_where_its_point_is_and_none_outside() -> None:
+    image = dots(torch.tensor([[[10.0, 20.0], [-50.0, 3.0]]]), 32)
+    y, x = divmod(int(image.flatten().argmax()), 32)
+    assert (x, y) == (10, 20)
+    assert image[0, 0, :5].sum() == 0
+
+
+@pytest.mark.parametrize("side", [128, 256])
+def test_swapping_a_face_with_itself_guides_to_itself(side: int) -> None:
+    unit = side / 128
+    mesh = ((round_head() * 42 + 64) * unit)[None]
+    ramp = torch.linspace(0.2, 0.8, side)
+    picture = torch.stack(
+        [ramp.expand(side, side), ramp.expand(side, side).T, ramp.flip(0).expand(side, side)]
+    )
+    picture = picture[None].contiguous()
+    model = model_with(torch.eye(2), orthonormal(2))
+    guide, shape = make_guide(model, picture, mesh, picture, mesh)
+    torch.testing.assert_close(shape, mesh, atol=0.05, rtol=0)
+    inside = guide.region[0, 0] > 0.99
+    assert inside.float().mean() > 0.2
+    assert (guide.image - picture).abs()[0][:, inside].max() < 0.05
+    outside = guide.region[0, 0] == 0
+    assert outside.any()
+    assert torch.equal(guide.base[0][:, outside], picture[0][:, outside])
+
+
+def test_five_points_are_seen_from_left_to_right() -> None:
+    mesh = torch.zeros(1, POINTS, 3)
+    mesh[0, [33, 133, 159, 145], 0] = -1.0
+    mesh[0, [362, 263, 386, 374], 0] = 1.0
+    mesh[0, 61, 0], mesh[0, 291, 0] = -0.5, 0.5
+    assert five_points(mesh)[0, :, 0].tolist() == [-1.0, 1.0, 0.0, -0.5, 0.5]
