@@ -14,7 +14,8 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,6 +43,7 @@ SETTINGS = {  # option -> the setting it is short for
     "restore": "restorer.enabled",
 }
 INTERRUPTED = 130  # exit code, 128 + SIGINT as shells have it
+CLEAR = "\r\x1b[K"  # to the beginning of the terminal's line, which is emptied
 _log = logging.getLogger("faceswap")
 
 
@@ -74,7 +76,21 @@ class _Lines(logging.Handler):
 
 def say(text: str) -> None:
     """One line on stderr, whatever is in the text."""
-    click.echo(f"faceswap: {' '.join(text.split())}", err=True)
+    clear = CLEAR if sys.stderr.isatty() else ""
+    click.echo(f"{clear}faceswap: {' '.join(text.split())}", err=True)
+
+
+@contextmanager
+def doing(text: str) -> Iterator[None]:
+    """Say so on stderr while it lasts, where that is a terminal and there is no -q."""
+    watched = sys.stderr.isatty() and _log.isEnabledFor(logging.WARNING)
+    if watched:
+        click.echo(f"{CLEAR}{text} ...", err=True, nl=False)
+    try:
+        yield
+    finally:
+        if watched:
+            click.echo(CLEAR, err=True, nl=False)
 
 
 def _device(_context: click.Context, _option: click.Parameter, name: str | None) -> str | None:
@@ -295,21 +311,24 @@ def image(photos: tuple[str, ...], as_json: bool, **chosen: Any) -> None:
     paired = [] if isinstance(source, str) else [photo for pair in source for photo in pair]
     others = [*chosen["source_extra"], *filter(None, [chosen["target_ref"]])]
     check_files([*photos, *paired, *others], output, chosen["overwrite"])
-    from faceswap.photo import swap_image
-    from faceswap.swap import Swapper
+    with doing("loading models"):
+        from faceswap.photo import swap_image
+        from faceswap.swap import Swapper
 
-    report = swap_image(
-        Swapper.from_config(config),
-        source,
-        target,
-        output,
-        overwrite=chosen["overwrite"],
-        select=selection,
-        reference=chosen["target_ref"],
-        extra=chosen["source_extra"],
-        source_face=chosen["source_face"] and chosen["source_face"] - 1,
-        quality=chosen["quality"],
-    )
+        swapper = Swapper.from_config(config)
+    with doing("swapping"):
+        report = swap_image(
+            swapper,
+            source,
+            target,
+            output,
+            overwrite=chosen["overwrite"],
+            select=selection,
+            reference=chosen["target_ref"],
+            extra=chosen["source_extra"],
+            source_face=chosen["source_face"] and chosen["source_face"] - 1,
+            quality=chosen["quality"],
+        )
     show(report, as_json)
 
 

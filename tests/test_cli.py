@@ -257,6 +257,19 @@ def test_quiet(call, capsys):
     assert capsys.readouterr().err
 
 
+def test_progress_on_a_terminal_only(call, capsys, monkeypatch):
+    assert main(["image", "a.jpg", "b.jpg"]) == 0
+    assert "..." not in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["image", "a.jpg", "b.jpg"]) == 0
+    shown = capsys.readouterr().err.split("\r\x1b[K")
+    assert [line for line in shown if line] == [
+        *("loading models ...", "swapping ...", "faceswap: warning: two lines\n")
+    ]
+    assert main(["image", "a.jpg", "b.jpg", "-q"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
