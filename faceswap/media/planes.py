@@ -8,7 +8,7 @@ to the encoder exactly as the decoder gave it, in 8, 10 or 12 bits, whatever its
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -156,7 +156,7 @@ def with_changes(
     y0, y1, x0, x1 = box
     before = old[:, y0:y1, x0:x1].cpu().numpy().astype(np.float32)
     delta = new[:, y0:y1, x0:x1].cpu().numpy().astype(np.float32) - before
-    full_range = info.color_range == "pc" or form.kind == "gbr"
+    full_range = _is_full_range(form, info)
     if form.kind == "gbr":
         parts = [delta[1], delta[2], delta[0]]
     elif form.kind == "yuv":
@@ -181,7 +181,7 @@ def from_rgb(frame: Tensor, info: VideoInfo) -> tuple[Plane, ...]:
     """A frame (3, H, W) uint8 RGB in the stream's own format; alpha is opaque."""
     form = parse_format(info.pixel_format)
     assert form is not None
-    full_range = info.color_range == "pc" or form.kind == "gbr"
+    full_range = _is_full_range(form, info)
     black = 0 if full_range else 16 << form.bits - 8
     values = [black, 1 << form.bits - 1, 1 << form.bits - 1] if form.kind == "yuv" else [black] * 3
     shapes = form.shapes(*frame.shape[1:])
@@ -190,20 +190,35 @@ def from_rgb(frame: Tensor, info: VideoInfo) -> tuple[Plane, ...]:
     return with_changes(tuple(planes), torch.zeros_like(frame), frame, info)
 
 
-def to_rgb(planes: tuple[Plane, ...], form: PlaneFormat, full_range: bool) -> Plane:
+def to_rgb(planes: tuple[Plane, ...], form: PlaneFormat) -> Plane:
     """(3, H, W) uint8 of RGB or grey planes, rounded to 8 bits."""
-    if form.kind == "gbr":
-        stacked = np.stack([planes[2], planes[0], planes[1]])
-    else:
-        stacked = np.repeat(planes[0][None], 3, axis=0)
-    if form.bits == 8 and (full_range or form.kind == "gbr"):
+    order = [2, 0, 1] if form.kind == "gbr" else [0, 0, 0]
+    stacked = np.stack([planes[index] for index in order])
+    if form.bits == 8:
         return stacked
-    scale, black = 255 / form.top, 0
-    if form.kind == "gray" and not full_range:
-        scale, black = 255 / (219 << form.bits - 8), 16 << form.bits - 8
-    levels = (stacked.astype(np.float32) - black) * scale
-    rounded: Plane = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    rounded: Plane = np.rint(stacked * np.float32(255 / form.top)).astype(np.uint8)
     return rounded
+
+
+def with_even_sides(info: VideoInfo) -> VideoInfo:
+    """The same video with a row or column more where a side is odd."""
+    return replace(info, width=info.width + info.width % 2, height=info.height + info.height % 2)
+
+
+def even_sides(planes: tuple[Plane, ...], info: VideoInfo) -> tuple[Plane, ...]:
+    """Planes of ``info`` as those of ``with_even_sides(info)``; the last row or column twice."""
+    form = parse_format(info.pixel_format)
+    assert form is not None
+    larger = with_even_sides(info)
+    shapes = form.shapes(larger.height, larger.width)
+    return tuple(
+        np.pad(plane, [(0, new - old) for new, old in zip(shape, plane.shape, strict=True)], "edge")
+        for plane, shape in zip(planes, shapes, strict=True)
+    )
+
+
+def _is_full_range(form: PlaneFormat, info: VideoInfo) -> bool:
+    return info.color_range == "pc" or form.kind != "yuv"  # ffmpeg takes all grey for full range
 
 
 def _changed_box(old: Tensor, new: Tensor) -> tuple[int, int, int, int] | None:

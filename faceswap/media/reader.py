@@ -81,10 +81,13 @@ class VideoReader:
         end: float | Fraction | None = None,
         batch: int = 8,
     ) -> None:
+        start, end = _exact(start), _exact(end)
         if batch < 1:
             raise ConfigError(f"batch is {batch}; it has to be at least 1")
         if (start or 0) < 0 or (end is not None and end <= (start or 0)):
-            raise ConfigError(f"From {start or 0} s to {end} s is no part of a video")
+            raise ConfigError(
+                f"From {float(start or 0):g} s to {float(end or 0):g} s is no part of a video"
+            )
         self.path = os.fspath(path)
         self.warnings: list[str] = []
         self.damaged = False
@@ -99,14 +102,14 @@ class VideoReader:
             self.info = self._source.info
             base = self.info.time_base
             self.origin = self._source.origin
-            stop = None if end is None else self.origin + math.ceil(Fraction(end) / base)
+            stop = None if end is None else self.origin + math.ceil(end / base)
             if start:
-                self.origin += math.ceil(Fraction(start) / base)
+                self.origin += math.ceil(start / base)
                 self._source.seek(self.origin)
             self._frames = self._between(self.origin if start else None, stop)
             self._first = next(self._frames, None)
             if self._first is None:
-                where = f" from {start or 0} s to {end or 'the end'}" if start or end else ""
+                where = f" from {float(start):g} s on" if start else ""
                 raise MediaError(f"No frame of {self.path!r} can be decoded{where}")
         except BaseException:
             self._source.close()
@@ -114,8 +117,8 @@ class VideoReader:
         self.clip = replace(
             self._source.clip(),
             origin=self.origin,
-            start=None if not start else Fraction(start),
-            end=None if end is None else Fraction(end),
+            start=start or None,
+            end=end,
         )
         if self.info.interlaced:
             self.warnings.append(f"{self.path!r} is interlaced; it is treated as progressive")
@@ -307,9 +310,9 @@ class _AvSource:
                 src_color_range=2 if self.info.color_range == "pc" else 1,
                 dst_color_range=2,
             )
-            rgb = to_rgb(_read_planes(shown, _GBRP), _GBRP, full_range=True)
+            rgb = to_rgb(_read_planes(shown, _GBRP), _GBRP)
         else:
-            rgb = to_rgb(planes, self._form, self.info.color_range != "tv")
+            rgb = to_rgb(planes, self._form)
         if self._turns:
             rgb = np.rot90(rgb, self._turns, axes=(1, 2))
             planes = tuple(np.ascontiguousarray(np.rot90(p, self._turns)) for p in planes)
@@ -356,6 +359,11 @@ class _AvSource:
         if frame.format.name != self._form.name:
             frame = self._reformatter.reformat(frame, format=self._form.name)
         return int(_read_planes(frame, self._form)[-1].min()) < self._form.top
+
+
+def _exact(seconds: float | Fraction | None) -> Fraction | None:
+    """0.8 as 4/5: as a float it is a little more, and the frame at 0.8 s would be left out."""
+    return None if seconds is None else Fraction(seconds).limit_denominator(1_000_000)
 
 
 def _check_file(path: str) -> None:

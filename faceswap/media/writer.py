@@ -29,7 +29,15 @@ from faceswap.media.nut import NutMuxer
 from faceswap.media.output import check_output, part_of
 from faceswap.media.plan import VIDEO_EXTENSIONS as VIDEO_EXTENSIONS
 from faceswap.media.plan import Clip, Plan, make_plan
-from faceswap.media.planes import FrameBatch, from_rgb, matrix_of, parse_format, with_changes
+from faceswap.media.planes import (
+    FrameBatch,
+    even_sides,
+    from_rgb,
+    matrix_of,
+    parse_format,
+    with_changes,
+    with_even_sides,
+)
 from faceswap.media.provenance import Provenance, container_tags, embed_xmp
 from faceswap.types import VideoInfo
 
@@ -89,8 +97,9 @@ class VideoWriter:
         self._listener = threading.Thread(target=self._listen, name="ffmpeg-stderr", daemon=True)
         self._listener.start()
         assert self._process.stdin is not None
+        sent = with_even_sides(info) if self.plan.pad else info
         try:
-            self._muxer = NutMuxer(cast(BinaryIO, self._process.stdin), info)
+            self._muxer = NutMuxer(cast(BinaryIO, self._process.stdin), sent)
         except BaseException:
             self._stop()
             raise
@@ -137,6 +146,8 @@ class VideoWriter:
             else:
                 old, own = original.frames[index].cpu(), original.planes[index]
                 planes = with_changes(own, old, frames[index], self.info)
+            if self.plan.pad:
+                planes = even_sides(planes, self.info)
             try:
                 self._muxer.write(planes, tick - (self._origin or 0))
             except OSError as error:
@@ -358,11 +369,6 @@ def _filters(video: Any, info: VideoInfo, encoding: Encoding, plan: Plan) -> Any
     if info.sample_aspect not in (0, 1):
         aspect = info.sample_aspect
         video = video.filter("setsar", f"{aspect.numerator}/{aspect.denominator}")
-    if plan.pad:
-        video = video.filter("pad", "ceil(iw/2)*2", "ceil(ih/2)*2")
-        video = video.filter(
-            "fillborders", right=info.width % 2, bottom=info.height % 2, mode="smear"
-        )
     if plan.encoder == "gif":
         split = video.filter_multi_output("split")
         palette = split[0].filter(
