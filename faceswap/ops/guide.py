@@ -155,7 +155,8 @@ def thin_plate_grid(
     field = field.transpose(1, 2).view(n, 2, cells, cells)
     if cells != size:
         field = F.interpolate(field, size=(size, size), mode="bilinear", align_corners=True)
-    return field.permute(0, 2, 3, 1)
+    out: Tensor = field.permute(0, 2, 3, 1)
+    return out
 
 
 def _radial(p: Tensor, q: Tensor) -> Tensor:
