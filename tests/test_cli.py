@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
+import os
 import subprocess
 import sys
 
@@ -76,12 +76,12 @@ def test_help_is_quick():
     """Seconds of processor time, the best of three: what other programs do does not count."""
     spent = []
     for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        before = os.times()
         subprocess.run(
             [sys.executable, "-m", "faceswap", "--help"], capture_output=True, check=True
         )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        after = os.times()
+        spent.append(sum(after[2:4]) - sum(before[2:4]))  # of children
     assert min(spent) < 0.5
 
 
