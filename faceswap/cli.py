@@ -495,3 +495,76 @@ def doctor(as_json: bool) -> int:
             mark = "ok" if each.ok else "!!" if each.needed else "--"
             click.echo(f"{mark}  {each.name:<12}  {each.text}")
     return int(any(each.needed and not each.ok for each in findings))
+
+
+@commands.command()
+@click.argument("photos", nargs=-1, metavar="PHOTOS...")
+@click.argument("out")
+@click.option("--flat", multiple=True, metavar="PHOTOS", help="More; their folders are no people.")
+@click.option("--size", type=click.IntRange(min=32), help="Side of the crops.  [default: 224]")
+@click.option("--margin", type=click.FloatRange(min=1), help="Width of the view.  [default: 1.6]")
+@click.option("--min-size", type=click.IntRange(min=0), help="Of a photo.  [default: 250]")
+@click.option("--min-sharpness", type=click.FloatRange(min=0), help="[default: 0.15]")
+@click.option(
+    "--min-similarity",
+    type=click.FloatRange(-1, 1),
+    help="Cosine to the person's other photos.  [default: 0.2]",
+)
+@click.option("--mesh-teacher", metavar="FILE", help="FaceMesh as TorchScript.")
+@click.option("--iris-teacher", metavar="FILE", help="Iris as TorchScript, goes with it.")
+@click.option("--identity-teacher", metavar="FILE", help="TorchScript or weights.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, help="Processes.")
+@device_option
+@as_json
+@verbosity
+def prepare(photos: tuple[str, ...], out: str, as_json: bool, **chosen: Any) -> None:
+    """Make a training set of folders or tars of PHOTOS in the folder OUT.
+
+    A photo's person is the folder it lies in. Run it again to go on after a stop.
+    """
+    if not photos and not chosen["flat"]:
+        raise click.UsageError("Missing argument 'PHOTOS...'.")
+    from faceswap.swap import choose_device
+    from faceswap.train.prepare import PrepareOptions, prepare
+
+    flat, workers, device = chosen.pop("flat"), chosen.pop("workers"), chosen.pop("device")
+    report = prepare(
+        [Path(each) for each in photos],
+        Path(out),
+        PrepareOptions(**{name: value for name, value in chosen.items() if value is not None}),
+        flat=[Path(each) for each in flat],
+        device=str(choose_device(device or "auto")),
+        workers=workers,
+        report=progress,
+    )
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+    else:
+        dropped = ", ".join(f"{times} {reason}" for reason, times in report.dropped.items())
+        click.echo(
+            f"{out}: {report.kept} faces of {report.people} people from {report.photos} photos"
+            + (f" (dropped: {dropped})" if dropped else "")
+        )
+
+
+@commands.group()
+def bench() -> None:
+    """How fast this machine is, on pictures made for it."""
+
+
+@bench.command("image")
+@click.option("--repeats", type=click.IntRange(min=1), default=5, help="Warm runs.")
+@click.option("--pack", help="Models to time.  [default: lite]")
+@device_option
+@overrides
+@as_json
+@verbosity
+def bench_image(as_json: bool, repeats: int, **chosen: Any) -> None:
+    """Photos of 1920x1080 with 1 and 4 faces: seconds by stage, cold start, memory."""
+    config = settings(chosen)
+    from faceswap.bench import bench_image as run
+    from faceswap.bench import format_image_bench
+
+    with doing("timing photos"):
+        result = run(config, repeats=repeats)
+    click.echo(json.dumps(result) if as_json else format_image_bench(result))

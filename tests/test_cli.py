@@ -35,6 +35,9 @@ OPTIONS = {
     "weights where": "--help",
     "train": "--config --data --out --resume --max-minutes --device --set --verbose --quiet --help",
     "doctor": "--json --help",
+    "prepare": "PHOTOS... OUT --flat --size --margin --min-size --min-sharpness --min-similarity "
+    "--mesh-teacher --iris-teacher --identity-teacher --workers --device --json --verbose --quiet "
+    "--help",
 }
 HEAVY = {"torch", "torchvision", "kornia", "cv2", "av", "insightface", "onnx", "PIL", "numpy"}
 
