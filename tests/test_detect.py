@@ -112,6 +112,16 @@ def test_network_takes_any_size_and_both_number_formats() -> None:
     assert torch.allclose(maps.points, same.points, atol=1e-4)
 
 
+def test_network_in_bands_equals_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = picture()[:, :, :200, :160]
+    with torch.no_grad():
+        whole = network()(frames)
+        monkeypatch.setattr("faceswap.models.centerface._BAND", 160 * 64)
+        bands = network()(frames)
+    for a, b in zip(whole, bands, strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
 def test_network_state_dict_alone_carries_the_weights() -> None:
     fresh = CenterFace().eval()
     fresh.load_state_dict(network().state_dict(), strict=True)

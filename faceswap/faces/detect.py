@@ -252,8 +252,8 @@ def _trust(
 ) -> Tensor:
     """How much each candidate's geometry is worth, ``(N,) float32``.
 
-    Points are best on faces of 60 to 240 working pixels (CelebA, against a dense mesh: error 7.5 %
-    of the eye distance there, 9 % at 480 and at 35, 12 % at 24). The number of cells that see
+    Points are best on faces of 60 to 240 working pixels (CelebA, against a dense mesh: error 8 %
+    of the eye distance there, 9 % at 480 and at 32, 12 % at 24). The number of cells that see
     a face grows with its area; dividing by that gives each pass one vote.
     """
     size = faces.size.clamp_min(1.0)
@@ -268,7 +268,7 @@ def _averaged(
 ) -> Faces:
     """Box and points of each face as the mean over the candidates that mean it.
 
-    Takes 7 % off the error of the points, and off their jitter in video.
+    Takes 7 % off the error of the points (CelebA, against a dense mesh).
     """
     means = (box_iou(kept.box, found.box) > 0.5) & (kept.frame[:, None] == found.frame[None])
     means |= (kept.box[:, None] == found.box[None]).all(2)  # itself, even without any area

