@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -109,7 +110,14 @@ class Journal:
             return
         except ConfigError:
             raise
-        except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            RuntimeError,
+            pickle.UnpicklingError,
+        ) as error:
             raise MediaError(
                 f"The work in {str(self.folder)!r} is damaged ({error}); leave --resume out to "
                 "start over"

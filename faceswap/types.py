@@ -194,3 +194,25 @@ class VideoReport:
     person: str = ""  # whom the clip itself had to name: who is swapped, and how present they are
     peak_mb: float | None = None  # most memory the process ever held
     swaps: tuple[dict[str, object], ...] = ()  # each track swapped: source, first, last, frames
+
+
+@dataclass(frozen=True, slots=True)
+class ClipPerson:
+    """Somebody who is in a clip."""
+
+    name: str
+    portrait: str  # file, usable as a reference photo
+    first: float  # seconds, when they are first seen
+    share: float  # of the frames looked at in which they are seen
+    appearances: tuple[tuple[float, float], ...]  # seconds from, to
+    size: int  # px, middle size of the face
+
+
+@dataclass(frozen=True, slots=True)
+class PeopleReport:
+    """What `list_people` found in a clip."""
+
+    sheet: str  # contact sheet, a PNG
+    people: tuple[ClipPerson, ...]  # the most present first
+    samples: int  # frames looked at
+    warnings: tuple[str, ...] = ()
