@@ -243,11 +243,11 @@ def settings(chosen: dict[str, Any]) -> SwapConfig:
     """``--config``, over it the options that are short for a setting, over both ``--set``."""
     from faceswap.config import load_config
 
-    given = {key: chosen[option] for option, key in SETTINGS.items() if chosen[option] is not None}
+    given = {k: chosen[name] for name, k in SETTINGS.items() if chosen.get(name) is not None}
     if "blend.color_match" in given:
         given["blend.color_match"] = float(given["blend.color_match"])
     short = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
-    return load_config(chosen["config"], [*short, *chosen["sets"]])
+    return load_config(chosen.get("config"), [*short, *chosen["sets"]])
 
 
 def check_files(inputs: Sequence[str], output: str, overwrite: bool) -> None:

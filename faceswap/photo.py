@@ -73,7 +73,7 @@ def swap_image(
     swapped = int((result.source >= 0).sum())
     if not swapped:
         raise _nothing_swapped(result.faces, picture, choose, result.embedding)
-    warnings = picture.warnings
+    warnings = picture.warnings + _unmet(pairs, choose, result.source)
     if output is not None:
         warnings += write_image(
             output, result.frames[0], picture, quality=quality, overwrite=overwrite
@@ -154,6 +154,20 @@ def embed_references(swapper: Swapper, photos: Sequence[Photo]) -> Tensor:
             raise NoFaceError(f"{name_of(photo)}: no face found in the reference photo")
         rows.append(swapper.embed(frames, faces[faces.size.argmax()[None]]))
     return torch.cat(rows)
+
+
+def _unmet(
+    pairs: Sequence[tuple[Photo, Photo | None]], select: Selection, source: Tensor
+) -> tuple[str, ...]:
+    """A warning for each reference that nobody in the target matched."""
+    if select.references is None:
+        return ()
+    met = set(source.tolist())
+    return tuple(
+        f"{name_of(reference)}: nobody in the target matches it, so {name_of(photo)} was not used"
+        for row, (photo, reference) in enumerate(pairs)
+        if reference is not None and row not in met
+    )
 
 
 def _nothing_swapped(

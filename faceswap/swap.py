@@ -17,7 +17,7 @@ from torch import Tensor
 
 from faceswap import weights
 from faceswap.config import SwapConfig
-from faceswap.errors import ConfigError, DeviceError, NoFaceError
+from faceswap.errors import ConfigError, DeviceError, MissingWeightError, NoFaceError
 from faceswap.faces.detect import (
     PHOTO_SIDES,
     VIDEO_SIDES,
@@ -105,6 +105,13 @@ class Swapper:
         """
         pack = weights.pack(config.pack)
         device = choose_device(config.device)
+        needed = [name for name in pack.weights if not (config.swapper and name == pack.swapper)]
+        missing = [name for name in needed if not weights.present(name)]
+        if missing:
+            raise MissingWeightError(
+                f"pack {pack.name}: {', '.join(missing)} not here; get them with: "
+                f"faceswap weights fetch {pack.name}"
+            )
         generator = load_model(config.swapper or pack.swapper, device=device)
         if not isinstance(generator, (GuidedAEINet, AEINet)):
             raise ConfigError(

@@ -35,6 +35,8 @@ OPTIONS = {
     "weights where": "--help",
     "train": "--config --data --out --resume --max-minutes --device --set --verbose --quiet --help",
     "doctor": "--json --help",
+    "bench": "--help",
+    "bench image": "--repeats --pack --device --set --json --verbose --quiet --help",
     "prepare": "PHOTOS... OUT --flat --size --margin --min-size --min-sharpness --min-similarity "
     "--mesh-teacher --iris-teacher --identity-teacher --workers --device --json --verbose --quiet "
     "--help",

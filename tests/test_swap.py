@@ -130,6 +130,15 @@ def test_a_reference_nobody_matches_says_how_near_it_came(
     assert found.faces_swapped == 1
 
 
+def test_two_references_to_one_person_meet_once_and_say_so(
+    swapper: Swapper, astronaut: np.ndarray, mirrored: np.ndarray
+) -> None:
+    dark = (astronaut * 0.5).astype(np.uint8)
+    report = swap_image(swapper, [(mirrored, astronaut), (mirrored, dark)], astronaut)
+    assert report.faces_swapped == 1
+    assert [w for w in report.warnings if "nobody in the target matches it" in w]
+
+
 def test_no_face_anywhere_writes_nothing(swapper: Swapper, astronaut: np.ndarray, tmp_path) -> None:
     empty = np.full((64, 64, 3), 128, np.uint8)
     with pytest.raises(NoFaceError, match="no face found"):
