@@ -29,8 +29,8 @@ class Collected:
     """What was found of a list of swaps."""
 
     table: Table
-    sources: dict[Path, Tensor]  # JPEG bytes of each source's face
-    thumbs: list[Tensor]  # JPEG bytes of target and swapped, for each row of table.faces
+    sources: dict[Path, bytes]  # JPEG of each source's face
+    thumbs: list[bytes]  # JPEG of target and swapped, for each row of table.faces
     curves: dict[int, dict[str, Tensor]]  # swap -> measure -> (frames,) float, NaN = none
     sets: dict[str, float]  # fid, kid, if there is a network for them
     crops: int  # pairs of crops that went into them

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,7 +164,9 @@ def _open(file: Path, name: str, device: torch.device) -> nn.Module:
     if file.suffix not in (".ts", ".pt"):
         return load_model(file, device=device)
     try:
-        model: nn.Module = torch.jit.load(str(file), map_location=device).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # that TorchScript is being retired
+            model: nn.Module = torch.jit.load(str(file), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         raise WeightError(
             f"extractor {name}: {str(file)!r} is no TorchScript file; save it with "
@@ -173,17 +176,17 @@ def _open(file: Path, name: str, device: torch.device) -> nn.Module:
 
 
 def _try(extractor: Extractor, device: torch.device) -> None:
-    """One grey crop through the network, so that a wrong file fails before the work begins."""
+    """Three grey crops through the network, so that a wrong file fails before the work begins."""
     size = extractor.size
     try:
         with torch.no_grad():
-            out = extractor.model(torch.full((2, 3, size, size), 0.5, device=device))
+            out = extractor.model(torch.full((3, 3, size, size), 0.5, device=device))
         _read(extractor.name, out, size)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
         reason = " ".join(str(error).split())[-200:]
         raise WeightError(
-            f"extractor {extractor.name}: the file does not take {size} px crops or does not give "
-            f"what it should (`faceswap.evaluate.extract` lists that): {reason}"
+            f"extractor {extractor.name}: the file does not take any number of {size} px crops, or "
+            f"does not give what it should (`faceswap.evaluate.extract` lists that): {reason}"
         ) from error
 
 

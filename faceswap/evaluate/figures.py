@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.io import decode_jpeg
 
 from faceswap.evaluate.collect import Collected
 from faceswap.evaluate.protocol import Triple
 from faceswap.evaluate.table import CLIP_MEASURES, MEASURES, Row
+from faceswap.evaluate.thumbs import unpack
 from faceswap.media.image import write_image
 
 SHOWN = 4  # swaps each of the best, the median and the worst
+_ROOM = {"left": 0.13, "right": 0.97, "bottom": 0.18, "top": 0.95}  # of the axes in a figure
 GAP = 12  # px between the three groups
 NO_MATPLOTLIB = (
     "histograms and curves were left out: matplotlib is not installed; "
@@ -55,8 +56,8 @@ def draw(
         values = found.table.column(name)
         values = values[values.isfinite()]
         if len(values) > 1:
-            figure = Figure(figsize=(5, 3), layout="constrained")
-            axes = figure.subplots()
+            figure = Figure(figsize=(5, 3))
+            axes = figure.subplots(gridspec_kw=_ROOM)
             axes.hist(values.numpy(), bins=min(40, max(5, int(math.sqrt(len(values)) * 2))))
             axes.axvline(values.mean().item(), color="black", linewidth=1)
             axes.set_xlabel(label(name))
@@ -64,8 +65,8 @@ def draw(
             pictures[name].append(_save(figure, folder, "histograms", name))
         curves = {n: c[name] for n, c in found.curves.items() if name in c}
         if curves:
-            figure = Figure(figsize=(8, 3), layout="constrained")
-            axes = figure.subplots()
+            figure = Figure(figsize=(8, 3))
+            axes = figure.subplots(gridspec_kw=_ROOM)
             for number, curve in list(curves.items())[:10]:
                 axes.plot(curve.numpy(), linewidth=1, label=triples[number].swapped.name)
             axes.set_xlabel("frame")
@@ -105,8 +106,8 @@ def sheet(found: Collected, triples: Sequence[Triple], groups: list[list[Row]]) 
     for group in groups:
         for row in group:
             i = at.get((row.triple, row.frame), first[row.triple])
-            source = decode_jpeg(found.sources[triples[row.triple].source])
-            parts.append(torch.cat((source, *decode_jpeg(found.thumbs[i]).chunk(2, dim=2)), 1))
+            source = unpack(found.sources[triples[row.triple].source])
+            parts.append(torch.cat((source, *unpack(found.thumbs[i]).chunk(2, dim=2)), 1))
         parts.append(torch.full((3, parts[0].shape[1], GAP), 255, dtype=torch.uint8))
     return torch.cat(parts[:-1], 2)
 

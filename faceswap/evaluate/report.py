@@ -96,9 +96,9 @@ def as_markdown(report: dict[str, Any]) -> str:
     if any(paths for side in report["sides"] for paths in side["pictures"].values()):
         lines += [
             "",
-            "Sheets: from left to right the best, the median and the worst swaps by that ",
+            "Sheets: from left to right the best, the median and the worst swaps by that measure; "
+            "from top to bottom source, target, swapped.",
         ]
-        lines[-1] += "measure; from top to bottom source, target, swapped."
     return "\n".join(lines) + "\n"
 
 
@@ -116,7 +116,16 @@ def _table(report: dict[str, Any]) -> Iterator[list[str]]:
         names = [side["name"] for side in sides]
         yield ["measure", *names, "difference", "95 % interval", "unit", "better"]
     else:
-        yield ["measure", "mean", "95 % interval", "median", "measured", "not", "unit", "better"]
+        yield [
+            "measure",
+            "mean",
+            "95 % interval",
+            "median",
+            "measured",
+            "not measured",
+            "unit",
+            "better",
+        ]
     for name in _measured(report):
         values = [side["measures"].get(name) for side in sides]
         tail = [MEASURES[name].unit, BETTER[MEASURES[name].better]]

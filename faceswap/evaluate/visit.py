@@ -10,19 +10,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.io import encode_jpeg
 
 from faceswap.errors import MediaError
 from faceswap.evaluate.extract import Instruments
 from faceswap.evaluate.protocol import Triple, is_clip
 from faceswap.evaluate.seen import Seen, look
 from faceswap.evaluate.table import FAILURE, Row
+from faceswap.evaluate.thumbs import cut, grey, pack
 from faceswap.evaluate.values import NO_TARGET, curve_values, face_values, view
 from faceswap.media.image import read_image
-from faceswap.ops.geometry import align
-from faceswap.ops.topology import five_points
 
-THUMB = 96  # px, side of the faces in sheets
 BATCH = 8  # frames of a clip that are looked at together
 
 
@@ -31,7 +28,7 @@ class Source:
     """The person put in, as their photo or clip shows them."""
 
     seen: Seen  # frames with a face only; none at all if there is a `reason`
-    thumb: Tensor  # JPEG bytes of (3, T, T)
+    thumb: bytes  # JPEG of (3, T, T)
     reason: str = ""
 
 
@@ -41,7 +38,7 @@ class Visit:
 
     rows: list[Row] = field(default_factory=list)
     swapped: list[dict[str, Tensor]] = field(default_factory=list)  # encoder -> (D,), if seen
-    thumbs: list[Tensor] = field(default_factory=list)  # JPEG bytes of (3, T, 2T): target, swapped
+    thumbs: list[bytes] = field(default_factory=list)  # JPEG of (3, T, 2T): target, swapped
     features: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (D,) target, swapped
     curves: dict[str, Tensor] = field(default_factory=dict)  # measure -> (frames,), clips only
 
@@ -113,9 +110,9 @@ def look_at_source(tools: Instruments, path: Path, frames: int) -> Source:
         reason = str(error)
     faces = [(p[b], s[_one(b)]) for p, s in parts for b in range(len(s)) if bool(s.valid[b])]
     if not faces:
-        return Source(Seen.empty(), encode_jpeg(_grey(1)), reason)
+        return Source(Seen.empty(), pack(grey(1)), reason)
     picture, seen = faces[0]
-    thumb = encode_jpeg(_thumb(picture[None].to(tools.device), seen.mesh)[0].cpu())
+    thumb = pack(cut(picture.to(tools.device), seen.mesh[0]))
     return Source(Seen.cat([s for _, s in faces]), thumb)
 
 
@@ -169,12 +166,12 @@ def visit_failed(tools: Instruments, triple: Triple, source: Source, reason: str
     there = bool(seen.valid[0])
     values = {k: v for k, v in FAILURE.items() if k != "ID retrieval" or "cosface" in seen.extra}
     row = Row(0, 0, values if there and len(source.seen) else {}, reason if there else NO_TARGET)
-    return Visit([row], [{}], [encode_jpeg(_grey(2))])
+    return Visit([row], [{}], [pack(grey(2))])
 
 
 def unreadable(reason: str) -> Visit:
     """A swap of which nothing can be said."""
-    return Visit([Row(0, 0, reason=reason)], [{}], [encode_jpeg(_grey(2))])
+    return Visit([Row(0, 0, reason=reason)], [{}], [pack(grey(2))])
 
 
 def _add(
@@ -196,11 +193,10 @@ def _add(
             both = target.extra["features"][b], swapped.extra["features"][b]
             out.features.append((both[0].cpu(), both[1].cpu()))
         if bool(target.valid[b]):
-            mesh = target.mesh[b : b + 1]
-            crops = [_thumb(frames[b : b + 1], mesh)[0] for frames in pictures]
-            out.thumbs.append(encode_jpeg(torch.cat(crops, 2).cpu(), 90))
+            crops = [cut(frames[b], target.mesh[b]) for frames in pictures]
+            out.thumbs.append(pack(torch.cat(crops, 2)))
         else:
-            out.thumbs.append(encode_jpeg(_grey(2)))
+            out.thumbs.append(pack(grey(2)))
 
 
 def _for_track(pictures: tuple[Tensor, Tensor], target: Seen, swapped: Seen) -> tuple[Tensor, ...]:
@@ -209,16 +205,6 @@ def _for_track(pictures: tuple[Tensor, Tensor], target: Seen, swapped: Seen) -> 
     crops = torch.stack([view(frames, mesh)[0] for frames in pictures], 1)
     small = (crops * 255).round().byte()
     return tuple(x.cpu() for x in (target.mesh, swapped.mesh, swapped.embedding, small))
-
-
-def _thumb(frames: Tensor, mesh: Tensor) -> Tensor:
-    at = align(five_points(mesh).contiguous(), THUMB, template="ghost_frontal", margin=1.5)
-    rows = torch.arange(len(mesh), device=mesh.device)
-    return (at.crop(frames, rows, padding="reflection") * 255).round().byte()
-
-
-def _grey(faces: int) -> Tensor:
-    return torch.full((3, THUMB, THUMB * faces), 128, dtype=torch.uint8)
 
 
 def _one(row: int) -> Tensor:
