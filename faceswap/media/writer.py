@@ -42,6 +42,7 @@ from faceswap.media.provenance import Provenance, container_tags, embed_xmp
 from faceswap.types import VideoInfo
 
 _LINES_KEPT = 30  # of what ffmpeg says
+_FROM_ZERO = "noise=drop='lt(pts,0)'"  # bitstream filter: packets from before the start
 _PATIENCE = 10  # seconds for ffmpeg to end after it was told to
 
 
@@ -251,6 +252,9 @@ def join_segments(
     with contextlib.suppress(FileNotFoundError):
         part.unlink()
     command = _finished([video["v:0"]], program, part, info, source, plan, provenance, options)
+    if "ss" in options:  # would drop key frames, whose decoding time lies before their own
+        at = command.index("-ss", command.index("-c:v"))
+        command[at : at + 2] = [word for kind in "as" for word in (f"-bsf:{kind}", _FROM_ZERO)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     try:
         if done.returncode:
