@@ -133,7 +133,8 @@ class AADLayer(nn.Module):
         identity: Tensor,  # (N, D) raw embedding
     ) -> Tensor:
         """The next activation, ``(N, C, H, W)``."""
-        h = self.norm(h.float()).to(h.dtype)  # fp32 statistics: 2x2 maps have four values each
+        exact = h.float() if h.dtype in (torch.float16, torch.bfloat16) else h
+        h = self.norm(exact).to(h.dtype)  # fp32 statistics: 2x2 maps have four values each
         kept = self.conv1(attribute) * h + self.conv2(attribute)
         if self.injection == "adain":
             scale, shift = self.fc1(identity), self.fc2(identity)

@@ -117,7 +117,7 @@ def fuse(model: nn.Module) -> nn.Module:
             elif isinstance(child, (nn.Conv2d, nn.ConvTranspose2d)):
                 setattr(module, name, small_map(child))
     if any(p.is_cuda for p in model.parameters()):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     return FusedAEINet(model) if isinstance(model, AEINet) else model
 
 

@@ -19,6 +19,8 @@ scale and shift, m the mask (`faceswap.models.aad.AADLayer`)::
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +30,15 @@ from faceswap.models.attributes import upsample
 from faceswap.models.fused_conv import small_map
 
 EPS = 1e-5  # of the instance norm
+STRIPE = 4096  # pixels mixed at a time on the CPU: 2 MB at 128 channels
+
+
+class Normal(NamedTuple):
+    """An activation and its instance norm, ``(rows - mean) * factor``, not yet applied."""
+
+    rows: Tensor  # (N, H, W, C)
+    mean: Tensor  # (N, C)
+    factor: Tensor  # (N, C), 1 / standard deviation
 
 
 class FusedAADBlock(nn.Module):
@@ -79,8 +90,7 @@ class FusedAADBlock(nn.Module):
         terms = self.condition(identity) if identity.ndim == 2 else identity
         terms = terms.expand(len(h), -1, -1, -1)
         height, width = h.shape[-2:]
-        on_cpu = h.device.type == "cpu" and h.dtype == torch.float32
-        folded = on_cpu and height * width >= 4 * attribute.shape[1]
+        folded = _bound_by_memory(h) and height * width >= 4 * attribute.shape[1]
         enlarge = attribute.shape[-1] < width
         if folded:
             maps = _rows(upsample(attribute) if enlarge else attribute)
@@ -88,22 +98,21 @@ class FusedAADBlock(nn.Module):
             maps = self._attribute_terms(_rows(attribute), enlarge=enlarge)
         apply = self._folded if folded else self._merged
 
-        shared = _normal(h, folded=folded)
-        joined: Tensor | None = None  # last layer and shortcut, side by side
+        shared = _normal(h)
+        joined = None  # last layer and shortcut, side by side
         if self.shortcut:
             joined = h.new_empty(len(h), height, width, 2 * self.channels)
             apply(self.steps, shared, maps, terms, joined[..., self.channels :])
         out = h
         for step, conv in enumerate(self.convs):
-            normal = shared if step == 0 else _normal(out, folded=folded)
-            last = joined is not None and step == self.steps - 1
-            if joined is not None and last:
+            normal = shared if step == 0 else _normal(out)
+            if joined is not None and step == self.steps - 1:
                 apply(step, normal, maps, terms, joined[..., : self.channels])
                 mixed = joined
             else:
                 mixed = h.new_empty(len(h), height, width, self.channels)
                 apply(step, normal, maps, terms, mixed)
-            out = conv(mixed.relu_().permute(0, 3, 1, 2))
+            out = conv(mixed.permute(0, 3, 1, 2))
         return out if self.shortcut else out.add_(h)
 
     def _attribute_terms(self, rows: Tensor, *, enlarge: bool) -> Tensor:
@@ -112,35 +121,31 @@ class FusedAADBlock(nn.Module):
         terms = terms.view(*rows.shape[:3], -1)
         if enlarge:
             terms = _rows(upsample(terms.permute(0, 3, 1, 2)))
-        return terms.unflatten(3, (self.layers, 2, self.channels))
+        return terms.view(*terms.shape[:3], self.layers, 2, self.channels)
 
-    def _merged(
-        self, layer: int, normal: tuple[Tensor, Tensor], maps: Tensor, terms: Tensor, out: Tensor
-    ) -> None:
-        h = normal[0] * normal[1]
+    def _merged(self, layer: int, normal: Normal, maps: Tensor, terms: Tensor, out: Tensor) -> None:
+        h = (normal.rows - normal.mean[:, None, None]) * normal.factor[:, None, None]
         mask = torch.sigmoid(h @ self.mask_weight[layer, :, None] + self.mask_bias[layer])
         put = terms[:, layer, :, None, None]  # (N, 2, 1, 1, C)
         scale = torch.lerp(maps[..., layer, 0, :], put[:, 0], mask)
         shift = torch.lerp(maps[..., layer, 1, :], put[:, 1], mask)
-        torch.addcmul(shift, h, scale, out=out)
+        torch.addcmul(shift, h, scale, out=out).relu_()
 
-    def _folded(
-        self, layer: int, normal: tuple[Tensor, Tensor], maps: Tensor, terms: Tensor, out: Tensor
-    ) -> None:
-        centred, factor = normal[0], normal[1][:, 0]  # (N, H, W, C), (N, 1, C)
-        n, height, width, channels = centred.shape
-        rows = centred.view(n, -1, channels)
-        mask = rows @ (self.mask_weight[layer] * factor).mT
-        mask = mask.add_(self.mask_bias[layer]).sigmoid_()
-        kept = 1 - mask
-        # [(1 - m) a, 1 - m, m] @ [s t; bias; S T], the scale half times the norm's factor
-        left = torch.cat([maps.view(n, height * width, -1) * kept, kept, mask], 2)
+    def _folded(self, layer: int, normal: Normal, maps: Tensor, terms: Tensor, out: Tensor) -> None:
+        channels = self.channels
         columns = self.attribute[:, 2 * channels * layer : 2 * channels * (layer + 1)]
-        columns = columns.expand(n, -1, -1)
-        right = torch.cat([columns, terms[:, layer].flatten(1)[:, None]], 1)
-        right[..., :channels] *= factor
-        scale, shift = torch.bmm(left, right).view(n, height, width, 2, channels).unbind(3)
-        torch.addcmul(shift, centred, scale, out=out)
+        for i, factor in enumerate(normal.factor):
+            right = torch.cat([columns, terms[i, layer].reshape(1, -1)])
+            right[:, :channels] *= factor
+            look = self.mask_weight[layer] * factor
+            for y in _stripes(*out.shape[1:3]):  # so that what lies between stays in the cache
+                centred = normal.rows[i, y] - normal.mean[i]
+                mask = (centred @ look).add_(self.mask_bias[layer]).sigmoid_()[..., None]
+                kept = 1 - mask
+                # [(1 - m) a, 1 - m, m] @ [s t; bias; S T], s and S times the norm's factor
+                left = torch.cat([maps[i, y] * kept, kept, mask], 2)
+                scale, shift = (left @ right).chunk(2, 2)
+                torch.addcmul(shift, centred, scale, out=out[i, y]).relu_()
 
 
 def _fixed(value: Tensor) -> nn.Parameter:
@@ -157,15 +162,27 @@ def _rows(maps: Tensor) -> Tensor:
     return maps.permute(0, 2, 3, 1).contiguous()
 
 
-def _normal(h: Tensor, *, folded: bool) -> tuple[Tensor, Tensor]:
-    """Instance norm in two parts: ``h - mean (N, H, W, C)`` and ``1 / std (N, 1, 1, C)``."""
+def _bound_by_memory(h: Tensor) -> bool:
+    return h.device.type == "cpu" and h.dtype in (torch.float32, torch.float64)
+
+
+def _stripes(height: int, width: int) -> list[slice]:
+    step = max(1, STRIPE // width)
+    return [slice(top, top + step) for top in range(0, height, step)]
+
+
+def _normal(h: Tensor) -> Normal:
     rows = _rows(h)
-    if not folded:
-        variance, mean = torch.var_mean(rows.float(), (1, 2), correction=0, keepdim=True)
-        return (rows - mean).to(h.dtype), torch.rsqrt(variance + EPS).to(h.dtype)
     n, height, width, channels = rows.shape
-    average = rows.new_full((n, 1, height * width), 1 / (height * width))
-    mean = torch.bmm(average, rows.view(n, -1, channels))
-    centred = rows - mean[:, :, None]
-    variance = torch.bmm(average, centred.square().view(n, -1, channels))
-    return centred, torch.rsqrt(variance + EPS)[:, :, None]
+    if not _bound_by_memory(h):
+        variance, mean = torch.var_mean(rows.float(), (1, 2), correction=0)
+        return Normal(rows, mean.to(h.dtype), torch.rsqrt(variance + EPS).to(h.dtype))
+    # three times as fast as var_mean, which is scalar code
+    average = rows.new_full((1, height * width), 1 / (height * width))
+    mean = (average @ rows.view(n, -1, channels))[:, 0]
+    variance = torch.zeros_like(mean)
+    for i in range(n):
+        for y in _stripes(height, width):
+            square = (rows[i, y] - mean[i]).square_().view(-1, channels)
+            variance[i] += (average[:, : len(square)] @ square)[0]
+    return Normal(rows, mean, torch.rsqrt(variance + EPS))

@@ -9,6 +9,7 @@ product read them once, in the order in which they are stored.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ def fold_batch_norms(model: nn.Module) -> None:
         pairs = NORM_AFTER.get(type(module), ())
         if isinstance(module, nn.Sequential):
             names = list(module._modules)
-            pairs = tuple(zip(names, names[1:], strict=False))
+            pairs = tuple(pairwise(names))
         for conv_name, norm_name in pairs:
             conv, norm = getattr(module, conv_name), getattr(module, norm_name)
             if isinstance(conv, _Conv) and isinstance(norm, _BatchNorm):
@@ -51,12 +52,12 @@ def _fold(conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm1d | nn.BatchN
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None
     assert variance is not None
-    factor = norm.weight.float() * torch.rsqrt(variance.float() + norm.eps)
+    factor = norm.weight.double() * torch.rsqrt(variance.double() + norm.eps)
     shape = (1, -1, 1, 1) if isinstance(conv, nn.ConvTranspose2d) else (-1, 1, 1, 1)
-    bias = -mean.float() if conv.bias is None else conv.bias.float() - mean.float()
-    weight = conv.weight.float() * factor.view(shape)
+    before = 0 if conv.bias is None else conv.bias.double()
+    bias = norm.bias.double() + (before - mean.double()) * factor
+    weight = conv.weight.double() * factor.view(shape)
     conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
-    bias = norm.bias.float() + bias * factor
     conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
 
 
@@ -82,7 +83,8 @@ class SmallMapConv2d(nn.Module):
             return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
         patches = F.unfold(x, self.kernel, padding=self.padding, stride=self.stride)
         rows = F.linear(patches.mT, self.weight.flatten(1), self.bias)  # (N, H'W', cout)
-        return rows.mT.unflatten(2, (height, width))
+        out: Tensor = rows.mT.unflatten(2, (height, width))
+        return out
 
 
 class SmallMapConvTranspose2d(nn.Module):
@@ -99,12 +101,12 @@ class SmallMapConvTranspose2d(nn.Module):
         assert not isinstance(self.padding, str)
         if x.device.type != "cpu" or n * size[0] * size[1] > SMALL_MAP_ROWS:
             return F.conv_transpose2d(x, self.weight, self.bias, self.stride, self.padding)
-        side = [
+        side = tuple(
             (length - 1) * stride - 2 * pad + kernel
             for length, pad, kernel, stride in zip(
                 size, self.padding, self.kernel, self.stride, strict=True
             )
-        ]
+        )
         patches = (x.flatten(2).mT @ self.weight.flatten(1)).mT  # (N, cout*k*k, HW)
         out = F.fold(patches, side, self.kernel, padding=self.padding, stride=self.stride)
         return out if self.bias is None else out.add_(self.bias[:, None, None])
