@@ -18,15 +18,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from faceswap.config import SwapConfig
 from faceswap.errors import ConfigError, MediaError, MissingMediaError, NoFaceError, WeightError
 from faceswap.evaluate import extract, protocol, table
 from faceswap.evaluate.collect import collect
 from faceswap.evaluate.extract import Instruments, load_extractor
 from faceswap.evaluate.intervals import Estimate
-from faceswap.evaluate.plan import EvaluateOptions, plan
+from faceswap.evaluate.plan import EvaluateOptions, Side, plan
 from faceswap.evaluate.protocol import Triple, faceforensics, pair_folders, read_triples
 from faceswap.evaluate.report import as_text
-from faceswap.evaluate.run import run_evaluation
+from faceswap.evaluate.run import make_with_pack, run_evaluation
 from faceswap.evaluate.seen import look
 from faceswap.media.image import read_image, write_image
 from faceswap.ops.guide import ShapeModel
@@ -394,14 +395,9 @@ def test_extractor_files(tmp_path):
     path = saved(Bins(), tmp_path / "pose.ts", 32)
     hopenet, about = load_extractor(f"hopenet={path}@32", cpu)
     assert "sha256" in about
-    frames, mesh = (
-        scene()[None],
-        landmarks(
-            torch.cat([face(scene(), (30, 50), ANNA)[None]]),
-            detect(face(scene(), (30, 50), ANNA)[None]),
-        ),
-    )
-    faces = detect(face(scene(), (30, 50), ANNA)[None])
+    frames = face(scene(), (30, 50), ANNA)[None]
+    faces = detect(frames)
+    mesh = landmarks(frames, faces)
     angles = hopenet(frames, faces, mesh)
     assert angles[0].tolist() == pytest.approx([40 * 3 - 99, 0, 23 * 3 - 99], abs=1e-4)
     eyes, _ = load_extractor(f"eyes={saved(Heat(), tmp_path / 'eyes.ts', 32)}@32", cpu)
@@ -618,11 +614,31 @@ def test_compare_of_packs_and_files(world):
     assert a.triples[0].swapped != b.triples[0].swapped
 
 
-def test_clips_are_not_swapped_here(world):
-    given = folders(world)
-    (world / "t" / "clip.mp4").touch()
-    with pytest.raises(ConfigError, match="faceswap video"):
-        plan(EvaluateOptions(output=world / "out", **given))
+def test_what_makes_the_swaps(world, monkeypatch):
+    calls = []
+
+    def note(kind):
+        def swap(swapper, source, target, output, *, overwrite):
+            shown = source.name if isinstance(source, Path) else tuple(source.shape)
+            calls.append((kind, swapper, shown, target.name, output.name, overwrite))
+
+        return swap
+
+    monkeypatch.setattr("faceswap.photo.swap_image", note("photo"))
+    monkeypatch.setattr("faceswap.video.swap_video", note("clip"))
+    monkeypatch.setattr(
+        "faceswap.swap.Swapper.from_config", lambda config, *, video: (config.pack, video)
+    )
+    write_clip(world / "clip.mkv", [face(scene(), (30, 50), BERT)] * 3)
+    make = make_with_pack(Side("lite", world, [], SwapConfig()))
+    make(triple(world, "anna.png", "bert.png", "out.png"))
+    make(triple(world, "anna.png", "clip.mkv", "out.mp4"))
+    make(triple(world, "clip.mkv", "clip.mkv", "out.mp4"))
+    assert calls == [
+        ("photo", ("lite", False), "anna.png", "bert.png", "out.png", True),
+        ("clip", ("lite", True), "anna.png", "clip.mkv", "out.mp4", True),
+        ("clip", ("lite", True), (3, SIDE, SIDE), "clip.mkv", "out.mp4", True),
+    ]
 
 
 def test_every_measure_is_explained():

@@ -108,7 +108,7 @@ def plan(options: EvaluateOptions) -> list[Side]:
         made = options.triples is None and options.method is None
         name = _side_name(options.config) if made else options.method or str(options.triples)
         triples = _triples(options, folder / "swaps")
-        return [_possible(Side(name, folder, triples, options.config if made else None))]
+        return [Side(name, folder, triples, options.config if made else None)]
     sides = []
     for letter, what in zip("ab", options.compare, strict=True):
         inside = folder / letter
@@ -118,19 +118,8 @@ def plan(options: EvaluateOptions) -> list[Side]:
         file = os.path.sep in what or Path(what).suffix != ""
         change = {"swapper": what} if file else {"pack": what}
         config = options.config.model_copy(update=change)
-        sides.append(_possible(Side(what, inside, _triples(options, inside / "swaps"), config)))
+        sides.append(Side(what, inside, _triples(options, inside / "swaps"), config))
     return [sides[0], _in_order_of(sides[0], sides[1])]
-
-
-def _possible(side: Side) -> Side:
-    """Swaps are made of photos; clips are measured where they are."""
-    clip = next((t.target for t in side.triples if t.clip), None)
-    if side.config is not None and clip is not None:
-        raise ConfigError(
-            f"{str(clip)!r} is a clip: swap clips first (`faceswap video`) and measure them with "
-            "--triples LIST.csv"
-        )
-    return side
 
 
 def _in_order_of(a: Side, b: Side) -> Side:

@@ -8,15 +8,19 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from faceswap.evaluate import report as text
 from faceswap.evaluate.collect import Collected, collect
 from faceswap.evaluate.extract import Instruments, load_instruments
 from faceswap.evaluate.figures import draw
 from faceswap.evaluate.plan import EvaluateOptions, Side, plan, prepare
-from faceswap.evaluate.protocol import Triple
+from faceswap.evaluate.protocol import Triple, is_clip
 from faceswap.evaluate.table import difference
+from faceswap.evaluate.visit import frames_of, spaced
 from faceswap.media.output import replacing
 
 Make = Callable[[Triple], None]
@@ -107,13 +111,23 @@ def make_with_pack(side: Side) -> Make:
     """Makes the swaps of a side with the pack and settings it names."""
     from faceswap.photo import swap_image
     from faceswap.swap import Swapper
+    from faceswap.video import swap_video
 
     assert side.config is not None
-    swapper = Swapper.from_config(side.config)
+    config = side.config
+    swappers: dict[bool, Swapper] = {}  # clips have working resolutions of their own
 
     def make(triple: Triple) -> None:
+        if triple.clip not in swappers:
+            swappers[triple.clip] = Swapper.from_config(config, video=triple.clip)
+        swapper = swappers[triple.clip]
         triple.swapped.parent.mkdir(parents=True, exist_ok=True)
-        swap_image(swapper, triple.source, triple.target, triple.swapped, overwrite=True)
+        source: Path | Tensor = triple.source
+        if is_clip(triple.source):  # FaceForensics++: the middle frame shows who it is
+            _, (frames,) = next(frames_of([triple.source], spaced(triple.source, 1)))
+            source = frames[0]
+        swap = swap_video if triple.clip else swap_image
+        swap(swapper, source, triple.target, triple.swapped, overwrite=True)
 
     return make
 
