@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from faceswap.ops.topology import CONTROL, FACE_OVAL, INNER_LIPS, SURFACE
+from faceswap.ops.topology import CONTROL, FACE, INNER_LIPS, SURFACE
 from faceswap.types import Guide
 
 
@@ -265,14 +265,14 @@ def make_guide(
     shown = ((grid.abs().amax(-1, keepdim=True) < 1).permute(0, 3, 1, 2)).float()
     # Distances are smooth: half the side is enough, and four times cheaper.
     half = size // 2
-    face = _outline(shape[:, list(FACE_OVAL), :2], half, size)
+    face = _outline(shape[:, list(FACE), :2], half, size)
     lips = _outline(target_mesh[:, list(INNER_LIPS), :2], half, size)
     unit = size / 128
     region = (face / (8 * unit) + 0.5).clamp(0, 1)
     mouth = (lips / (3 * unit) + 0.3).clamp(0, 1)
     inside = (face / (2 * unit) + 0.5).clamp(0, 1)
     light = lowpass(target, inside, sigma=0.07)
-    image = warped + light - lowpass(warped, inside * shown + 1e-3, sigma=0.07)
+    image = _lit(warped, lowpass(warped, inside * shown + 1e-3, sigma=0.07), light)
     coarse = lowpass(target, torch.ones_like(inside), sigma=0.045)
     erased = region * (1 - mouth)
     base = target + erased * (coarse - target)
@@ -287,6 +287,16 @@ def make_guide(
     if size != 128:
         drawing = F.interpolate(drawing, size=(size, size), mode="bilinear")
     return Guide(image.clamp(0, 1), base, region, mouth, seen * shown, drawing), shape
+
+
+def _lit(image: Tensor, own: Tensor, light: Tensor) -> Tensor:
+    """An image given another low-pass, half of it by a factor and half by a sum, ``(N, 3, S, S)``.
+
+    A factor alone (light on a surface) blows up the contrast of dark skin in bright light; a sum
+    alone gives dark hair the colour of the shift.
+    """
+    factor = ((light + 0.05) / (own + 0.05)).clamp(0.25, 4).sqrt()
+    return image * factor + light - own * factor
 
 
 def _outline(polygon: Tensor, half: int, size: int) -> Tensor:

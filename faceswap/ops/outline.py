@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from faceswap.ops.topology import FACE
+
 DIRECTIONS = 128  # K, over the full turn; direction k points at the angle 2 pi k / K, x towards y
 _SUPPORT = 256  # directions of the support function; an edge of L px is met to L / 163 px
 
@@ -35,11 +37,7 @@ TOPOLOGIES: dict[int, Topology] = {
         raised=1.0,
     ),
     478: Topology(
-        outline=(
-            *(10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288),
-            *(397, 365, 379, 378, 400, 377, 152, 148, 176, 149, 150, 136),
-            *(172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109),
-        ),
+        outline=FACE,
         brows=(70, 63, 105, 66, 107, 336, 296, 334, 293, 300),
         eyes=(33, 161, 159, 157, 133, 362, 384, 386, 388, 263),
         raised=1.0,

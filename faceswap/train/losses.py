@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,6 +51,16 @@ def identity_loss(
     return (1 - F.cosine_similarity(swapped, source)).mean()
 
 
+def leak_loss(
+    swapped: Tensor,  # (N, D) embedding of the swapped face
+    target: Tensor,  # (N, D) embedding of the target
+    *,
+    allowed: float = 0.1,  # cosine that costs nothing; strangers are alike by chance
+) -> Tensor:
+    """mean relu(cos(z(Y), z(X_t)) - allowed): what is left of the target's identity."""
+    return F.relu(F.cosine_similarity(swapped, target) - allowed).mean()
+
+
 def tone_loss(
     swapped: Tensor,  # (N, 3, H, W) in [0, 1]
     target: Tensor,  # (N, 3, H, W) in [0, 1], may be low-passed
@@ -65,12 +78,181 @@ def tone_loss(
     )
 
 
-def hinge_generator(fake: list[Tensor]) -> Tensor:
+def hinge_generator(fake: Sequence[Tensor]) -> Tensor:
     """-mean D(Y), summed over the discriminator's scales (Lim & Ye 2017, "Geometric GAN")."""
     return torch.stack([-scale.mean() for scale in fake]).sum()
 
 
-def hinge_discriminator(real: list[Tensor], fake: list[Tensor]) -> Tensor:
+def hinge_discriminator(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
     """Half of mean relu(1 - D(X)) + mean relu(1 + D(Y)), summed over scales (Lim & Ye 2017)."""
     terms = [F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in zip(real, fake, strict=True)]
     return 0.5 * torch.stack(terms).sum()
+
+
+# ---------------------------------------------------------------- GHOST's recipe
+
+
+def hinge_attack(fake: Sequence[Tensor]) -> Tensor:
+    """mean relu(1 - D(Y)), summed over the discriminator's scales.
+
+    The generator's side as GHOST trains it: unlike `hinge_generator`, a patch that already passes
+    by the margin pulls no more.
+    """
+    return torch.stack([F.relu(1 - scale).mean() for scale in fake]).sum()
+
+
+def attribute_loss(
+    swapped: Sequence[Tensor],  # L maps (N, C_k, H_k, W_k) of the swapped face
+    target: Sequence[Tensor],  # L maps of the target
+    *,
+    form: Literal["normalised", "original"] = "normalised",
+) -> Tensor:
+    """Half the sum over levels of the mean squared difference of attribute maps.
+
+    FaceShifter (Li et al. 2019), eq. 7: L = 1/2 sum_k |z_k(Y) - z_k(X_t)|^2, with a mean in place
+    of the norm (GHOST). In that "original" form the encoder can lower the loss by shrinking its
+    maps; "normalised" divides each level by the mean square of the target's maps and lets no
+    gradient into the target's side.
+    """
+    total = swapped[0].new_zeros(())
+    for mine, theirs in zip(swapped, target, strict=True):
+        if form == "original":
+            total = total + F.mse_loss(mine.float(), theirs.float())
+        else:
+            fixed = theirs.detach().float()
+            total = total + F.mse_loss(mine.float(), fixed) / (fixed.square().mean() + 1e-6)
+    return 0.5 * total
+
+
+def reconstruction_loss(
+    swapped: Tensor,  # (N, 3, H, W)
+    target: Tensor,  # (N, 3, H, W)
+    same: Tensor,  # (N,) bool, source and target are one person
+    *,
+    count: float | None = None,
+) -> Tensor:
+    """Half the mean squared difference on same-person pairs (FaceShifter, eq. 9).
+
+    L = sum_{i in same} 1/2 mean |Y_i - X_t,i|^2 / count.
+
+    Args:
+        count: pairs to divide by, the number of ``same`` by default. Given where a batch is cut
+            into parts, whose losses then add up to that of the whole.
+    """
+    each = 0.5 * (swapped - target).square().flatten(1).mean(1)
+    number = float(same.sum()) if count is None else count
+    return (each * same).sum() / max(number, 1e-6)
+
+
+def heat_maps(
+    points: Tensor,  # (N, P, 2) in units of the map's side, [0, 1]
+    *,
+    side: int = 64,
+    sigma: float = 1.5,  # cells
+) -> Tensor:
+    """Points as Gaussian hills of height 1, ``(N, P, side, side)``; differentiable.
+
+    exp(-|cell - p|^2 / 2 sigma^2), as landmark networks are trained on (Wang et al., "Adaptive
+    Wing Loss", ICCV 2019).
+    """
+    axis = torch.arange(side, dtype=points.dtype, device=points.device)
+    at = points * side - 0.5
+    x = torch.exp(-(axis - at[..., :1]).square() / (2 * sigma**2))
+    y = torch.exp(-(axis - at[..., 1:]).square() / (2 * sigma**2))
+    return y[..., :, None] * x[..., None, :]
+
+
+def eye_loss(
+    swapped: Tensor,  # (N, 2, h, w) heat maps of the two pupils
+    target: Tensor,  # (N, 2, h, w)
+) -> Tensor:
+    """Mean squared difference of the pupils' heat maps, summed over the two eyes.
+
+    GHOST (Groshev et al. 2022), section III-C: eyes of the swapped face look where the target's do.
+    """
+    return (swapped - target.detach()).square().mean((0, 2, 3)).sum()
+
+
+def gaze_loss(
+    swapped: Tensor,  # (N, 478, 3) mesh of the swapped face
+    target: Tensor,  # (N, 478, 3) mesh of the target
+) -> Tensor:
+    """Squared difference of where the irises are between the corners of their eyes.
+
+    With corners a, b and iris centre c, u = ((c - a) . (b - a), (c - a) x (b - a)) / |b - a|^2;
+    L = mean |u(Y) - u(X_t)|^2, the sum of both eyes. Does not see where the face is, how large
+    or how turned.
+    """
+    total = swapped.new_zeros(())
+    for corners, iris in (((33, 133), 468), ((362, 263), 473)):
+        ours, theirs = (_in_eye(mesh, corners, iris) for mesh in (swapped, target.detach()))
+        total = total + (ours - theirs).square().sum(1).mean()
+    return total
+
+
+def _in_eye(mesh: Tensor, corners: tuple[int, int], iris: int) -> Tensor:
+    begin = mesh[:, corners[0], :2]
+    across, at = mesh[:, corners[1], :2] - begin, mesh[:, iris, :2] - begin
+    along = (at * across).sum(1)
+    beside = at[:, 1] * across[:, 0] - at[:, 0] * across[:, 1]
+    return torch.stack([along, beside], 1) / across.square().sum(1, keepdim=True).clamp_min(1e-6)
+
+
+def cycle_loss(
+    back: Tensor,  # (N, 3, H, W), the swapped face with the target's own identity put back
+    target: Tensor,  # (N, 3, H, W)
+) -> Tensor:
+    """mean |G(Y, z(X_t)) - X_t| (Zhu et al., "CycleGAN", ICCV 2017, eq. 2)."""
+    return (back - target).abs().mean()
+
+
+def ssim_loss(
+    swapped: Tensor,  # (N, C, H, W) in [0, 1]
+    target: Tensor,  # (N, C, H, W) in [0, 1]
+    same: Tensor,  # (N,) bool
+    *,
+    count: float | None = None,
+) -> Tensor:
+    """1 - SSIM on same-person pairs, ``count`` as in `reconstruction_loss`.
+
+    Wang et al., "Image quality assessment", IEEE TIP 2004, eq. 13: Gaussian window of 11 pixels,
+    sigma 1.5, K1 = 0.01, K2 = 0.03, inside the picture only.
+    """
+    offset = torch.arange(11, dtype=swapped.dtype, device=swapped.device) - 5
+    window = torch.exp(-offset.square() / (2 * 1.5**2))
+    window = window / window.sum()
+    channels = swapped.shape[1]
+
+    def mean(x: Tensor) -> Tensor:
+        x = F.conv2d(x, window.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+        return F.conv2d(x, window.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
+
+    a, b = mean(swapped), mean(target)
+    spread = mean(swapped.square()) - a.square() + mean(target.square()) - b.square()
+    joint = mean(swapped * target) - a * b
+    score = (2 * a * b + 1e-4) * (2 * joint + 9e-4)
+    score = score / ((a.square() + b.square() + 1e-4) * (spread + 9e-4))
+    each = 1 - score.flatten(1).mean(1)
+    number = float(same.sum()) if count is None else count
+    return (each * same).sum() / max(number, 1e-6)
+
+
+def gradient_penalty(
+    judged: Sequence[Tensor],  # outputs of the discriminator on `real`
+    real: Tensor,  # (N, 3, H, W), requires grad
+) -> Tensor:
+    """R1: half the mean squared gradient of D at real pictures (Mescheder et al., ICML 2018).
+
+    L = 1/2 E |grad_x sum D(x)|^2; patches of a scale are averaged, scales summed.
+    """
+    score = torch.stack([scale.flatten(1).mean(1).sum() for scale in judged]).sum()
+    (gradient,) = torch.autograd.grad(score, real, create_graph=True)
+    return 0.5 * gradient.square().flatten(1).sum(1).mean()
+
+
+def pair_loss(
+    logits: Tensor,  # (N,), positive = the same person
+    same: Tensor,  # (N,) bool
+) -> Tensor:
+    """Binary cross-entropy of "the same person": mean log(1 + exp(-t x)), t = +1 or -1."""
+    return F.softplus(torch.where(same, -logits, logits)).mean()

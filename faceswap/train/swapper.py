@@ -27,6 +27,7 @@ from faceswap.train.losses import (
     hinge_discriminator,
     hinge_generator,
     identity_loss,
+    leak_loss,
     masked_l1,
     tone_loss,
 )
@@ -36,16 +37,29 @@ from faceswap.train.preview import save_sheet
 from faceswap.types import Guide
 
 TEMPLATE = "ghost_frontal"
-WEIGHTS = {"rec": 8.0, "gradient": 4.0, "identity": 2.0, "tone": 4.0, "adversarial": 0.05}
+WEIGHTS = {
+    "rec": 8.0,
+    "gradient": 4.0,
+    "identity": 2.0,
+    "tone": 4.0,
+    "leak": 2.0,
+    "adversarial": 0.05,
+}
 
 
 class _Batch:
     """One batch, on the device."""
 
     def __init__(
-        self, target: Tensor, guide: Guide, shape: Tensor, embedding: Tensor, source: Tensor
+        self,
+        target: Tensor,
+        mesh: Tensor,
+        guide: Guide,
+        shape: Tensor,
+        embedding: Tensor,
+        source: Tensor,
     ) -> None:
-        self.target, self.guide, self.shape = target, guide, shape
+        self.target, self.mesh, self.guide, self.shape = target, mesh, guide, shape
         self.embedding, self.source = embedding, source
 
 
@@ -151,7 +165,7 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         xs, ms, xt, mt = (x.to(device) for x in (xs, ms, xt, mt))
         guide, shape = make_guide(model, xs, ms, xt, mt)
         embedding = embeddings[source].to(device)
-        return _Batch(xt, guide, shape, embedding, _to_recogniser(xs, ms, teacher_size))
+        return _Batch(xt, mt, guide, shape, embedding, _to_recogniser(xs, ms, teacher_size))
 
     teacher_size = 112
     # Recogniser crops of strangers only: same-person pairs have pixels to follow.
@@ -171,7 +185,13 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
             with torch.no_grad():
                 wanted = teacher(batch.source[half:])
             seen = _to_recogniser(swapped[half:], batch.shape[half:], teacher_size)
-            terms["identity"] = identity_loss(teacher(seen), wanted)
+            found = teacher(seen)
+            terms["identity"] = identity_loss(found, wanted)
+            if weight["leak"]:
+                with torch.no_grad():
+                    view = _to_recogniser(batch.target[half:], batch.mesh[half:], teacher_size)
+                    unwanted = teacher(view)
+                terms["leak"] = leak_loss(found, unwanted)
         late = index >= weight.get("adversarial_from", 0)
         if weight["adversarial"] and late:
             for parameter in critic.parameters():
