@@ -17,7 +17,7 @@ from faceswap.ops.guide import (
     signed_distance,
     thin_plate_grid,
 )
-from faceswap.ops.topology import FACE_OVAL, INNER_LIPS, five_points
+from faceswap.ops.topology import FACE, INNER_LIPS, five_points
 
 POINTS = 478
 
@@ -27,7 +27,7 @@ def round_head(seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     xy = torch.rand(POINTS, 2, generator=generator) * 1.4 - 0.7
     angle = torch.arange(36) / 36 * 2 * math.pi
-    xy[list(FACE_OVAL)] = torch.stack([angle.sin(), -1.2 * angle.cos()], 1) * 0.95
+    xy[list(FACE)] = torch.stack([angle.sin(), -1.2 * angle.cos()], 1) * 0.95
     angle = torch.arange(20) / 20 * 2 * math.pi
     xy[list(INNER_LIPS)] = torch.stack([-angle.cos() * 0.3, 0.5 - angle.sin() * 0.1], 1)
     z = -(1.45 - xy[:, 0] ** 2 - (xy[:, 1] / 1.2) ** 2).clamp_min(0).sqrt()
