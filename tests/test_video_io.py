@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from faceswap.errors import ConfigError, MediaError, MissingMediaError
-from faceswap.media import binary, writer
+from faceswap.media import binary, plan, writer
 from faceswap.media.binary import encoders, find_ffmpeg
 from faceswap.media.planes import FrameBatch, from_rgb, parse_format, with_changes
 from faceswap.media.prefetch import Prefetch, Sink
@@ -496,6 +496,31 @@ def test_tracks_chapters_and_tags(tmp_path: Path, rich: Path, suffix: str) -> No
     said = " ".join(out.warnings)
     assert ("subtitles" in said) == (suffix == ".avi")
     assert ("sound" in said) == (suffix in (".avi", ".webm"))
+
+
+def test_mp4_subtitles_and_mp3_sound_are_known_by_their_codec(tmp_path: Path, rich: Path) -> None:
+    ffmpeg(
+        "-i", rich, "-map", "0:v", "-map", "0:a:0", "-map", "0:s", "-c:v", "copy",
+        "-c:a", "libmp3lame", "-c:s", "mov_text", tmp_path / "in.mp4",
+    )  # fmt: skip
+    with VideoReader(tmp_path / "in.mp4") as reader:
+        assert reader.clip.audio == ("mp3",)
+        assert reader.clip.subtitles == ("mov_text",)
+    for suffix, kind in ((".mp4", "mov_text"), (".mkv", "subrip"), (".avi", None)):
+        out = copy(tmp_path / "in.mp4", tmp_path / f"out{suffix}")
+        assert bool(out.warnings) == (kind is None)
+        with VideoReader(tmp_path / f"out{suffix}") as reader:
+            assert reader.clip.subtitles == (() if kind is None else (kind,))
+            assert reader.clip.audio == ("mp3",)
+
+
+def test_missing_sound_encoder_is_said_up_front(
+    tmp_path: Path, rich: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "encoders", lambda program: frozenset({"libvpx-vp9"}))
+    with VideoReader(rich) as reader, pytest.raises(MediaError, match=r"libopus.*--no-audio"):
+        VideoWriter(tmp_path / "out.webm", reader.info, source=reader.clip)
+    assert os.listdir(tmp_path) == []
 
 
 def test_tags_do_not_grow_when_a_result_is_swapped_again(tmp_path: Path, rich: Path) -> None:

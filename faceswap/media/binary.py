@@ -46,8 +46,8 @@ def _ask(ffmpeg: str, *arguments: str) -> str:
 
 @functools.cache
 def encoders(ffmpeg: str) -> frozenset[str]:
-    """Names of the video encoders it was built with."""
-    return frozenset(re.findall(r"^ V\S{5} (\S+)", _ask(ffmpeg, "-encoders"), re.MULTILINE))
+    """Names of the encoders, of picture and sound, that it was built with."""
+    return frozenset(re.findall(r"^ [VA]\S{5} (\S+)", _ask(ffmpeg, "-encoders"), re.MULTILINE))
 
 
 @functools.cache

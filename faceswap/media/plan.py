@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
+from faceswap.errors import MediaError
+from faceswap.media.binary import encoders
 from faceswap.media.encoders import (
     Encoding,
     choose_encoder,
@@ -151,6 +153,11 @@ def make_plan(
     if container.muxer == "avi" and info.variable_rate:
         warnings.append("AVI has one frame rate; frames are repeated or dropped to reach it")
     audio, subtitles = _beside(container, clip, encoding, warnings)
+    if audio not in ("none", "copy") and audio not in encoders(ffmpeg):
+        raise MediaError(
+            f"The ffmpeg at {ffmpeg!r} has no encoder {audio}, which {container.muxer} needs for "
+            "this sound; choose another extension, or --no-audio"
+        )
     return Plan(
         container.muxer,
         encoder,

@@ -227,8 +227,8 @@ class _AvSource:
         return Clip(
             self.path,
             video=self._stream.index,
-            audio=tuple(stream.codec_context.name for stream in streams.audio),
-            subtitles=tuple(stream.codec_context.name for stream in streams.subtitles),
+            audio=tuple(_codec(stream) for stream in streams.audio),
+            subtitles=tuple(_codec(stream) for stream in streams.subtitles),
             comment=tags_here.get("comment", ""),
         )
 
@@ -346,7 +346,7 @@ class _AvSource:
             rotation=-90 * self._turns % 360,
             pixel_format=self._form.name,
             bits=self._form.bits,
-            codec=context.codec.canonical_name,
+            codec=_codec(stream),
             container=self._container.format.name,
             color_space=tags.MATRICES.get(int(frame.colorspace), ""),
             color_primaries=tags.PRIMARIES.get(int(context.color_primaries), ""),
@@ -364,6 +364,12 @@ class _AvSource:
         if frame.format.name != self._form.name:
             frame = self._reformatter.reformat(frame, format=self._form.name)
         return int(_read_planes(frame, self._form)[-1].min()) < self._form.top
+
+
+def _codec(stream: av.stream.Stream) -> str:
+    """The codec's own name: "mp3" and not "mp3float", which is one of its decoders."""
+    context = stream.codec_context
+    return "unknown" if context is None else str(context.codec.canonical_name)
 
 
 def _exact(seconds: float | Fraction | None) -> Fraction | None:
