@@ -32,6 +32,7 @@ _CLOSEST_SECONDS = 0.1  # samples are never nearer together
 _CONFIDENT = 0.05  # quality under which a face says nothing about who it is
 _GOOD = 0.4  # quality of a face that is believed though it is seen once
 _LARGE_PORTRAITS = 64  # kept at full size
+_NEVER = 1e6  # distance of what cannot be the same
 _VIEW = 2.2  # side of a portrait, in sizes of the face
 _PORTRAIT = 1024  # px, longest side of a portrait
 _SHEET = 128  # px, side of a picture on the contact sheet
@@ -147,7 +148,7 @@ def _look_through(swapper: Swapper, clip: str, config: VideoConfig, count: int) 
     """Faces of about ``count`` frames spread evenly over a clip."""
     census = _Census([], 0, 0.0, [], [])
     encoder, last, moments = swapper.encoder, None, []
-    for seconds, frame in _samples(clip, config, count, census.warnings):
+    for seconds, frame in samples(clip, config, count, census.warnings):
         frames = frame[None].to(swapper.device)
         faces = swapper.detect(frames)
         crops = align(faces.points, encoder.size, template="arcface").crop(frames, faces.frame)
@@ -172,7 +173,7 @@ def _look_through(swapper: Swapper, clip: str, config: VideoConfig, count: int) 
     return census
 
 
-def _samples(
+def samples(
     clip: str, config: VideoConfig, count: int, warnings: list[str]
 ) -> Iterator[tuple[float, Tensor]]:
     """(seconds from the start of the clip, frame) of about ``count`` frames spread over it."""
@@ -216,6 +217,7 @@ def _thin_out(sights: list[Sight]) -> None:
 def _sort(swapper: Swapper, census: _Census) -> list[Person]:
     """People, the most present first: average-linkage clusters of identities (Sokal 1958)."""
     from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import pdist
 
     sights = [sight for sight in census.sights if sight.quality >= _CONFIDENT]
     if not sights:
@@ -224,7 +226,10 @@ def _sort(swapper: Swapper, census: _Census) -> list[Person]:
     embedding = F.normalize(swapper.encoder.embed(crops).cpu(), dim=1)
     labels = np.ones(len(sights), dtype=np.int64)
     if len(sights) > 1:
-        tree = linkage(embedding.double().numpy(), method="average", metric="cosine")
+        apart = pdist(embedding.double().numpy(), "cosine")
+        frame = np.array([[sight.sample] for sight in sights], dtype=float)
+        apart[pdist(frame, "cityblock") == 0] = _NEVER  # two faces of a frame are two people
+        tree = linkage(apart, method="average")
         labels = fcluster(tree, 1 - swapper.pack.similarity, criterion="distance")
     people = []
     for label in sorted(set(labels.tolist())):
