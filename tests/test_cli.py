@@ -410,16 +410,16 @@ def trained(tmp_path, monkeypatch):
 
     monkeypatch.setattr(faceswap.train.run, "run_training", run_training)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my.yaml").write_text("task: mesh\nsteps: 9\nlosses: {a: 1, b: 2}\n")
+    (tmp_path / "my.yaml").write_text("task: swapper\nsteps: 9\nlosses: {rec: 1, tone: 2}\n")
     return calls
 
 
 def test_train(trained, capsys):
-    words = "--data x --out o --resume --max-minutes 3 --device cpu --set losses.b=5 --set lr=0.1"
+    words = "--data x --out o --resume --max-minutes 3 --device cpu --set losses.tone=5 --set lr=0.1"
     assert main(["train", "--config", "my.yaml", *words.split()]) == 0
     [(config, out, given)] = trained
-    assert (config.task, config.steps, config.data, config.lr) == ("mesh", 9, "x", 0.1)
-    assert config.losses == {"a": 1, "b": 5}
+    assert (config.task, config.steps, config.data, config.lr) == ("swapper", 9, "x", 0.1)
+    assert config.losses == {"rec": 1, "tone": 5}
     assert out == "o"
     assert given == {"device": "cpu", "resume": True, "max_minutes": 3}
     assert capsys.readouterr() == ("o: step 7 of 9\n", "")

@@ -1,51 +1,227 @@
-"""Settings of a training run, validated before anything is loaded."""
+"""Settings of a training run, validated before anything is loaded: one schema a task."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from faceswap.config import Settings, load_config
-from faceswap.errors import ConfigError
+from faceswap.config import Settings, Unit, load_config
+from faceswap.errors import ConfigError, unknown
+
+Weight = Annotated[float, Field(ge=0)]  # of a loss term; 0 turns it off
+Positive = Annotated[float, Field(ge=0)]
+Width = Annotated[float, Field(gt=0, le=4)]  # factor on channels
+Precision = Literal["fp32", "bf16", "fp16"]
+
+# Loss terms of the lite tasks, with the swapper's switch for when its critic sets in.
+LITE_LOSSES: dict[str, tuple[str, ...]] = {
+    "mesh": (),
+    "identity": (),
+    "swapper": ("rec", "gradient", "identity", "tone", "adversarial", "adversarial_from"),
+}
 
 
-class TrainConfig(Settings):
-    """One YAML file of `configs/`; unknown keys are refused."""
+class RunConfig(Settings):
+    """What every training run has."""
 
-    task: Literal["mesh", "identity", "swapper"]
+    task: str
     """Which step function trains."""
     data: str = "data/prepared"
     """A folder made by `faceswap prepare`."""
-    model: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of the network's constructor."""
-    losses: dict[str, float] = Field(default_factory=dict)
-    """Weight of each loss term the task knows; 0 turns it off."""
-    teachers: dict[str, str] = Field(default_factory=dict)
-    """TorchScript networks for losses, by role."""
     batch_size: int = Field(32, ge=1)
-    """Samples a step."""
+    """Samples a step, of all processes together."""
     steps: int = Field(1000, ge=1)
     """Optimiser steps of the whole run (the cosine ends there)."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
+    final_lr: float = Field(0.02, ge=0, le=1)
+    """Share of it the cosine ends at; 1 keeps the rate constant."""
     ema: float = Field(0.999, ge=0, lt=1)
     """Decay of the exported average."""
     warmup: int = Field(100, ge=0)
     """Steps of linear rise."""
     save_every: int = Field(200, ge=1)
     """Steps between checkpoints."""
+    keep: int = Field(1, ge=1)
+    """Full checkpoints that are kept."""
     log_every: int = Field(20, ge=1)
     """Steps between lines of metrics.jsonl."""
     seed: int = 0
     """Of weights and batches."""
-    init: str = ""
-    """Weights to begin with: a .safetensors of the same network, or empty."""
+    init: tuple[str, ...] = ()
+    """Weights to begin with, each file for the network it is of: ours, or published GHOST files."""
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _files(cls, value: object) -> object:
+        return tuple(filter(None, (value,))) if isinstance(value, str) else value
 
 
-def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+class TrainConfig(RunConfig):
+    """The lite pack's networks: landmarks, identity encoder, guided swapper."""
+
+    task: Literal["mesh", "identity", "swapper"]
+    """Which step function trains."""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the network's constructor."""
+    losses: dict[str, float] = Field(default_factory=dict)
+    """Weight of each loss term the task knows; 0 turns it off."""
+    teachers: dict[str, str] = Field(default_factory=dict)
+    """TorchScript networks for losses, by role."""
+
+    @model_validator(mode="after")
+    def _known_losses(self) -> TrainConfig:
+        for name in self.losses:
+            if name not in LITE_LOSSES[self.task]:
+                raise ValueError(str(unknown(f"loss of {self.task}", name, LITE_LOSSES[self.task])))
+        return self
+
+
+class AeiModel(Settings):
+    """AEI-Net, see `faceswap.models.aei.AEINet`; the embedding's size follows the encoders."""
+
+    attribute_encoder: Literal["unet", "linknet", "resnet", "fpn"] = "unet"
+    """How attributes of the target are taken; the article settled on unet."""
+    num_blocks: Literal[1, 2, 3] = 2
+    """AAD blocks of each level."""
+    size: Literal[32, 64, 128, 256, 512] = 256
+    """Crop side in pixels."""
+    width: Width = 1.0
+    """Factor on the inner channels."""
+    identity_injection: Literal["adain", "adaconv", "attention"] = "adain"
+    """How identity enters; the article tried the others without gain."""
+
+
+class Augment(Settings):
+    """How training views differ from the stored crops."""
+
+    color: Unit = 0.2
+    """Largest change of brightness, contrast, saturation; source and target independently."""
+    flip: Unit = 0.5
+    """Share of mirrored views."""
+    rotation: Positive = 2.0
+    """Degrees, standard deviation."""
+    scale: Positive = 0.02
+    """Standard deviation of the logarithm of the scale."""
+    shift: Positive = 0.01
+    """Standard deviation, fraction of the side."""
+    degrade: Unit = 0.0
+    """Share of source photos made worse (downscaled, noisy)."""
+
+
+class SwapRunConfig(RunConfig):
+    """What trainings of an AEI-Net share."""
+
+    model: AeiModel = AeiModel()
+    """The network that is trained."""
+    encoders: tuple[str, ...] = Field(("ghost-identity",), min_length=1)
+    """Identity encoders: names of `faceswap weights list`, weight files, TorchScript files. The
+    generator gets the mean of their embeddings, the identity loss is the mean of theirs."""
+    augment: Augment = Augment()
+    """How training views differ from the stored crops."""
+    same_person: Unit = 0.2
+    """Share of pairs whose target is another photo of the source person (0.2 in the article)."""
+    precision: Precision = "fp32"
+    """Of autocast; norm statistics and losses stay fp32."""
+    accumulate: int = Field(1, ge=1)
+    """Parts that a batch goes through the networks in."""
+    compile: bool = False
+    """torch.compile the networks."""
+    channels_last: bool = True
+    """Memory layout of the convolutions."""
+    clip_norm: float = Field(0.0, ge=0)
+    """Largest gradient norm of the generator; 0: no limit, as in the original."""
+
+
+class AeiLosses(Settings):
+    """Weights of the GHOST recipe; 0 turns a term off."""
+
+    adversarial: Weight = 1.0
+    """Hinge over the scales of the discriminator."""
+    attribute: Weight = 10.0
+    """Attribute maps of target and swapped face."""
+    identity: Weight = 15.0
+    """1 - cosine of the identity embeddings (the author's stage 1; the code's default is 20)."""
+    reconstruction: Weight = 10.0
+    """Pixels, on same-person pairs."""
+    eyes: Weight = 0.0
+    """Heat maps of the pupils; for stage 2."""
+    gaze: Weight = 0.0
+    """Place of the irises between the corners of their eyes."""
+    cycle: Weight = 0.0
+    """Swapping back gives the target."""
+    ssim: Weight = 0.0
+    """Structural similarity, on same-person pairs."""
+    identity_critic: Weight = 0.0
+    """A second critic, which is told whose face it should be."""
+    pair: Weight = 0.0
+    """A classifier of pairs of photos: the same person or not."""
+    r1: Weight = 0.0
+    """Gradient penalty of the discriminator on real photos."""
+
+
+class AeiConfig(SwapRunConfig):
+    """GHOST's recipe for AEI-Net."""
+
+    task: Literal["aei"] = "aei"
+    """Which step function trains."""
+    losses: AeiLosses = AeiLosses()
+    """Weight of each loss term."""
+    attribute_form: Literal["normalised", "original"] = "normalised"
+    """normalised: target side detached, each map by its power; original: as the article's code."""
+    critic_width: Width = 1.0
+    """Factor on the discriminator's channels."""
+    critic_lr: float = Field(1.0, gt=0)
+    """Discriminator's learning rate as a share of `lr`."""
+    r1_every: int = Field(16, ge=1)
+    """Steps between gradient penalties."""
+    embedding_noise: float = Field(0.0, ge=0)
+    """Standard deviation of noise on the source's embedding, as a share of its root mean square."""
+    eye_teacher: str = ""
+    """TorchScript FAN giving 98 WFLW heat maps of 256 px crops; empty: the lite landmarks."""
+
+
+class DistillLosses(Settings):
+    """Weights of the distillation; 0 turns a term off."""
+
+    pixels: Weight = 10.0
+    """Mean squared difference of student and teacher."""
+    perceptual: Weight = 1.0
+    """Features of the teacher's own attribute encoder."""
+    identity: Weight = 1.0
+    """1 - cosine of the identity embeddings."""
+
+
+class DistillConfig(SwapRunConfig):
+    """A small AEI-Net that imitates a large one."""
+
+    task: Literal["distill"] = "distill"
+    """Which step function trains."""
+    teacher: str = "ghost-swapper-2"
+    """The large one: a name of `faceswap weights list` or a weight file."""
+    losses: DistillLosses = DistillLosses()
+    """Weight of each loss term."""
+
+
+SCHEMAS: dict[str, type[RunConfig]] = {
+    **dict.fromkeys(LITE_LOSSES, TrainConfig),
+    "aei": AeiConfig,
+    "distill": DistillConfig,
+}
+
+
+class _Head(Settings):
+    """Only the task, to know which schema to check against."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    task: str
+
+
+def load_train_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read and check a training configuration.
 
     Args:
@@ -57,4 +233,7 @@ def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such configuration; the shipped ones are in configs/")
-    return load_config(path, overrides, schema=TrainConfig)
+    task = load_config(path, overrides, schema=_Head).task
+    if task not in SCHEMAS:
+        raise unknown("task", task, SCHEMAS)
+    return load_config(path, overrides, schema=SCHEMAS[task])

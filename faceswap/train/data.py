@@ -163,9 +163,16 @@ def jitter_color(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Random brightness, contrast, saturation and tint, each within ``strength``; same shape."""
-    n = images.shape[0]
-    noise = (torch.rand(n, 6, 1, 1, 1, generator=generator) * 2 - 1) * strength
-    noise = noise.to(images.device)
+    return recolor(images, torch.rand(images.shape[0], 6, generator=generator), strength)
+
+
+def recolor(
+    images: Tensor,  # (N, 3, H, W) float in [0, 1]
+    noise: Tensor,  # (N, 6) float in [0, 1): saturation, contrast, brightness, three of tint
+    strength: float,
+) -> Tensor:
+    """`jitter_color` by given random numbers."""
+    noise = ((noise * 2 - 1) * strength).to(images.device)[..., None, None, None]
     grey = images.mean(1, keepdim=True)
     images = grey + (images - grey) * (1 + noise[:, 0])
     level = images.mean((1, 2, 3), keepdim=True)

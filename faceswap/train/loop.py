@@ -1,18 +1,19 @@
 """The training loop every network here shares: one page of functions.
 
-A task (`faceswap/train/tasks.py`) brings networks, optimisers and a step function; the loop brings
+A task (`faceswap.train.run.TASKS`) brings networks, optimisers and a step function; the loop brings
 schedule, EMA, checkpoints, resume, time budget and the log. A batch is drawn from a generator
 seeded by (seed, step), so a run that was killed goes on with the very batches it would have seen.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +21,12 @@ from types import FrameType
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
-from faceswap.errors import ConfigError, FaceSwapError
+from faceswap.errors import ConfigError, FaceSwapError, WeightError
+from faceswap.train.parallel import ALONE, Group
+from faceswap.train.record import Record
 
 CHECKPOINT = "last.pt"
 
@@ -43,6 +47,9 @@ class Task:
     export: Callable[[nn.Module, Path], None]  # writes that average for use
     preview: Callable[[nn.Module, Path], None] | None = None
     averages: dict[str, nn.Module] = field(default_factory=dict)
+    scalers: dict[str, torch.amp.GradScaler] = field(default_factory=dict)  # of fp16
+    archs: dict[str, str] = field(default_factory=dict)  # architecture -> the network it is here
+    config: dict[str, Any] = field(default_factory=dict)  # what made it, kept in checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,7 @@ class Schedule:
     ema: float = 0.999
     log_every: int = 20
     save_every: int = 200
+    keep: int = 1  # full checkpoints
     max_minutes: float = math.inf
     seed: int = 0
 
@@ -81,25 +89,54 @@ def check_finite(terms: dict[str, torch.Tensor]) -> None:
         )
 
 
-def save_checkpoint(path: Path, task: Task, step: int) -> None:
-    """Full state, written beside the old file and then renamed over it."""
+def save_checkpoint(
+    path: Path, task: Task, step: int, *, sums: dict[str, float] | None = None, keep: int = 1
+) -> None:
+    """Full state, written beside the old file and then renamed over it.
+
+    Args:
+        path: the newest checkpoint.
+        task: what is saved.
+        step: the step to go on with.
+        sums: loss terms since the last line of the log.
+        keep: older ones stay as ``step-N.pt`` until there are that many.
+
+    Raises:
+        WeightError: it cannot be written; the old file is as it was.
+    """
     state = {
         "step": step,
         "networks": {k: v.state_dict() for k, v in task.networks.items()},
         "averages": {k: v.state_dict() for k, v in task.averages.items()},
         "optimizers": {k: v.state_dict() for k, v in task.optimizers.items()},
+        "scalers": {k: v.state_dict() for k, v in task.scalers.items()},
         "rng": torch.get_rng_state(),
+        "sums": dict(sums or {}),
+        "config": task.config,
     }
     part = path.with_suffix(".part")
     try:
         torch.save(state, part)
         os.replace(part, path)
+        if keep > 1:
+            shutil.copyfile(path, path.with_name(f"step-{step:07d}.pt"))
+            for old in sorted(path.parent.glob("step-*.pt"))[:-keep]:
+                old.unlink()
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
+        reason = str(error).splitlines()[0]
+        raise WeightError(
+            f"{path}: the checkpoint of step {step} cannot be written ({reason}); the one before "
+            "it is kept, go on with --resume when there is room"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path, task: Task) -> int:
-    """Restore everything `save_checkpoint` wrote; the step to go on with.
+def load_checkpoint(path: Path, task: Task) -> tuple[int, dict[str, float]]:
+    """Restore everything `save_checkpoint` wrote.
+
+    Returns:
+        The step to go on with, and the loss terms summed since the last line of the log.
 
     Raises:
         ConfigError: the checkpoint is of another architecture.
@@ -112,11 +149,13 @@ def load_checkpoint(path: Path, task: Task) -> int:
             average.load_state_dict(state["averages"][name])
         for name, optimizer in task.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+        for name, scaler in task.scalers.items():
+            scaler.load_state_dict(state.get("scalers", {}).get(name, {}) or scaler.state_dict())
     except (KeyError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{path}: made by another architecture or task ({reason})") from error
     torch.set_rng_state(state["rng"])
-    return int(state["step"])
+    return int(state["step"]), state.get("sums", {})
 
 
 def _update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
@@ -129,34 +168,16 @@ def _update_average(average: nn.Module, network: nn.Module, decay: float) -> Non
                 old.copy_(new)
 
 
-def train(
-    task: Task,
-    schedule: Schedule,
-    out: Path,
-    *,
-    resume: bool = False,
-    report: Callable[[str], None] = lambda line: None,
-) -> int:
-    """Run until the schedule, the time budget or SIGTERM ends it; always leaves a checkpoint.
+def set_rates(task: Task, rate: float) -> None:
+    """Give every optimiser its learning rate; a group may have a ``lr_scale``."""
+    for optimizer in task.optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
 
-    Args:
-        out: run folder: ``last.pt`` (full state), ``metrics.jsonl``, the exported weights.
-        resume: go on from ``last.pt``; an existing run is never overwritten otherwise.
-        report: receives one line every ``log_every`` steps.
 
-    Returns:
-        The step reached.
-
-    Raises:
-        ConfigError: the folder holds a run and `resume` is off, or the other way round.
-        NonFiniteLossError: see `check_finite`.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / CHECKPOINT
-    if checkpoint.exists() and not resume:
-        raise ConfigError(f"{out} already holds a run; go on with --resume or name another --out")
-    task.averages[task.ema] = deepcopy(task.networks[task.ema]).requires_grad_(False)
-    step = load_checkpoint(checkpoint, task) if checkpoint.exists() else 0
+@contextmanager
+def _stop_signal() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM only makes the given function say so."""
     stopped = False
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -164,36 +185,80 @@ def train(
         stopped = True
 
     previous = signal.signal(signal.SIGTERM, stop)
-    began, generator = time.monotonic(), torch.Generator()
-    sums: dict[str, float] = {}
     try:
-        with (out / "metrics.jsonl").open("a") as log:
-            while step < schedule.steps and not stopped:
-                for optimizer in task.optimizers.values():
-                    for group in optimizer.param_groups:
-                        group["lr"] = schedule.rate(step) * group.get("lr_scale", 1.0)
-                generator.manual_seed(schedule.seed * 1_000_003 + step)
-                for name, value in task.step(step, generator).items():
-                    sums[name] = sums.get(name, 0.0) + value
-                decay = min(schedule.ema, (1 + step) / (10 + step))
-                _update_average(task.averages[task.ema], task.networks[task.ema], decay)
-                step += 1
-                minutes = (time.monotonic() - began) / 60
-                if step % schedule.log_every == 0:
-                    means = {k: round(v / schedule.log_every, 5) for k, v in sums.items()}
-                    sums.clear()
-                    line = json.dumps({"step": step, "minutes": round(minutes, 2), **means})
-                    log.write(line + "\n")
-                    log.flush()
-                    report(line)
-                if step % schedule.save_every == 0:
-                    save_checkpoint(checkpoint, task, step)
-                    task.export(task.averages[task.ema], out)
-                    if task.preview is not None:
-                        task.preview(task.averages[task.ema], out / f"sample-{step:07d}.png")
-                stopped = stopped or minutes > schedule.max_minutes
+        yield lambda: stopped
     finally:
         signal.signal(signal.SIGTERM, previous)
-    save_checkpoint(checkpoint, task, step)
-    task.export(task.averages[task.ema], out)
+
+
+def train(
+    task: Task,
+    schedule: Schedule,
+    out: Path,
+    *,
+    resume: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+    group: Group = ALONE,
+) -> int:
+    """Run until the schedule, the time budget or SIGTERM ends it; always leaves a checkpoint.
+
+    Args:
+        task: networks and the step function.
+        schedule: how long, how fast, how often.
+        out: run folder: ``last.pt`` (full state), ``metrics.jsonl``, the exported weights.
+        resume: go on from ``last.pt``; an existing run is never overwritten otherwise.
+        report: receives one line every ``log_every`` steps.
+        group: the processes of the run; only the first one writes.
+
+    Returns:
+        The step reached.
+
+    Raises:
+        ConfigError: the folder holds a run and `resume` is off, or the other way round.
+        NonFiniteLossError: see `check_finite`.
+        WeightError: see `save_checkpoint`.
+    """
+    checkpoint = out / CHECKPOINT
+    if checkpoint.exists() and not resume:
+        raise ConfigError(f"{out} already holds a run; go on with --resume or name another --out")
+    if resume and not checkpoint.exists():
+        raise ConfigError(f"{out} holds no run to resume; leave --resume away to begin one")
+    first = group.rank == 0
+    out.mkdir(parents=True, exist_ok=True)
+    task.averages[task.ema] = deepcopy(task.networks[task.ema]).requires_grad_(False)
+    step, sums = load_checkpoint(checkpoint, task) if resume else (0, {})
+    if first and task.config:
+        (out / "config.yaml").write_text(yaml.safe_dump(task.config, sort_keys=False))
+    average = task.averages[task.ema]
+    device = next(average.parameters()).device
+    began, generator = time.monotonic(), torch.Generator()
+
+    def save() -> None:
+        if first:
+            save_checkpoint(checkpoint, task, step, sums=sums, keep=schedule.keep)
+            task.export(average, out)
+
+    with _stop_signal() as signalled, Record(out, step, active=first) as record:
+        stopped = False
+        while step < schedule.steps and not stopped:
+            set_rates(task, schedule.rate(step))
+            generator.manual_seed(schedule.seed * 1_000_003 + step)
+            for name, value in task.step(step, generator).items():
+                sums[name] = sums.get(name, 0.0) + value
+            decay = min(schedule.ema, (1 + step) / (10 + step))
+            _update_average(average, task.networks[task.ema], decay)
+            step += 1
+            minutes = (time.monotonic() - began) / 60
+            if step % schedule.log_every == 0:
+                values = group.mean([v / schedule.log_every for v in sums.values()], device)
+                line = record.write(step, minutes, dict(zip(sums, values, strict=True)))
+                sums.clear()
+                if first:
+                    report(line)
+            if step % schedule.save_every == 0:
+                save()
+                if first and task.preview is not None:
+                    task.preview(average, out / f"sample-{step:07d}.png")
+            stopped = group.any(signalled() or minutes > schedule.max_minutes, device)
+        save()
     return step

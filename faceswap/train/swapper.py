@@ -179,7 +179,7 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         terms = {
             "rec": masked_l1(swapped[:half], batch.target[:half], region[:half]),
             "gradient": gradient_loss(swapped[:half], batch.target[:half], region[:half]),
-            "tone": tone_loss(swapped[half:], batch.guide.base[half:], region[half:]),
+            "tone": tone_loss(swapped[half:], batch.guide.base[half:], region[half:], cells=16),
         }
         if weight["identity"]:
             with torch.no_grad():

@@ -1,0 +1,268 @@
+"""GHOST's recipe for AEI-Net (Groshev et al., "GHOST", IEEE Access 2022).
+
+The generator swaps; it is judged by a discriminator over three scales (realism), an identity
+encoder (whose face), its own attribute encoder (what stayed of the target) and, on pairs of two
+photos of one person, by the pixels of the target. Every further term of the article's trials is a
+weight in the configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from faceswap.models import build as build_network
+from faceswap.models.aei import AEINet
+from faceswap.train.config import AeiConfig
+from faceswap.train.critics import IdentityCritic, PairClassifier
+from faceswap.train.data import Crops
+from faceswap.train.judges import EyeJudge, IdentityJudge, mean_embedding
+from faceswap.train.loop import Task, check_finite
+from faceswap.train.losses import (
+    attribute_loss,
+    cycle_loss,
+    eye_loss,
+    gaze_loss,
+    gradient_penalty,
+    hinge_attack,
+    hinge_discriminator,
+    pair_loss,
+    reconstruction_loss,
+    ssim_loss,
+)
+from faceswap.train.pairs import Pairs
+from faceswap.train.parallel import ALONE, Group
+from faceswap.train.swapping import (
+    Gradients,
+    exporter,
+    make_network,
+    make_preview,
+    make_sampler,
+)
+
+
+@dataclass(slots=True)
+class _Players:
+    """Everything the step function works with."""
+
+    config: AeiConfig
+    swapper: AEINet
+    critics: nn.ModuleDict  # "critic" and, where they are on, "identity_critic" and "pair"
+    attributes: Callable[[Tensor], tuple[Tensor, ...]]  # of the swapper, compiled or not
+    generate: Callable[[tuple[Tensor, ...], Tensor], Tensor]
+    judge: IdentityJudge
+    eyes: EyeJudge | None
+    gradients: Gradients
+
+
+@dataclass(frozen=True, slots=True)
+class _Swap:
+    """What the generator's turn hands to the critics'."""
+
+    pairs: Pairs
+    identity: Tensor  # (n, D)
+    swapped: Tensor  # (n, 3, S, S), detached
+
+
+def build(config: AeiConfig, data: Crops, device: torch.device, group: Group = ALONE) -> Task:
+    """The "aei" task on a prepared folder.
+
+    Raises:
+        ConfigError: data, batch and processes that do not go together.
+        WeightError: an encoder that is not here.
+    """
+    gradients = Gradients.of(config, device, group)
+    judge = IdentityJudge(config.encoders, device)
+    swapper, args = make_network(config, judge.embedding_size, device, group)
+    sampler = make_sampler(config, data, device, group)
+    critics = _make_critics(config, judge.embedding_size).to(device)
+    weight = config.losses
+    eyes = EyeJudge(config.eye_teacher, device) if weight.eyes or weight.gaze else None
+    compiled: Callable[..., Any] = torch.compile if config.compile else lambda function: function
+    players = _Players(
+        config,
+        swapper,
+        critics,
+        compiled(swapper.attributes),
+        compiled(swapper.generate),
+        judge,
+        eyes,
+        gradients,
+    )
+    betas = (0.0, 0.999)
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "swapper": torch.optim.Adam(
+            swapper.parameters(), lr=config.lr, betas=betas, weight_decay=1e-4
+        ),
+        "critics": torch.optim.Adam(
+            [{"params": list(critics.parameters()), "lr_scale": config.critic_lr}],
+            lr=config.lr,
+            betas=betas,
+            weight_decay=1e-4,
+        ),
+    }
+
+    def step(index: int, generator: torch.Generator) -> dict[str, float]:
+        batch, same = sampler.draw(config.batch_size, generator)
+        parts = batch.split(config.accumulate)
+        # Same-person pairs of the whole batch: parts and processes then add up to its loss.
+        count = same / (config.accumulate * group.world)
+        seen: dict[str, float] = {}
+        swaps = _swapper_turn(players, optimizers["swapper"], parts, count, generator, seen)
+        _critics_turn(players, optimizers["critics"], swaps, index, seen)
+        gradients.scaler.update()
+        return seen
+
+    networks: dict[str, nn.Module] = {"swapper": swapper, **dict(critics.items())}
+    return Task(
+        networks,
+        optimizers,
+        step,
+        "swapper",
+        exporter(args, {"recipe": "aei", "encoders": list(config.encoders)}),
+        make_preview(data, sampler, judge),
+        scalers={"all": gradients.scaler},
+        archs={"aei": "swapper", "discriminator": "critic"},
+    )
+
+
+def _make_critics(config: AeiConfig, embedding_size: int) -> nn.ModuleDict:
+    critics = nn.ModuleDict({"critic": build_network("discriminator", width=config.critic_width)})
+    if config.losses.identity_critic:
+        critics["identity_critic"] = IdentityCritic(embedding_size)
+    if config.losses.pair:
+        critics["pair"] = PairClassifier()
+    return critics
+
+
+def _add(seen: dict[str, float], terms: dict[str, Tensor], parts: int) -> None:
+    for name, value in terms.items():
+        seen[name] = seen.get(name, 0.0) + float(value) / parts
+
+
+def _swapper_turn(
+    players: _Players,
+    optimizer: torch.optim.Optimizer,
+    parts: Sequence[Pairs],
+    count: float,
+    generator: torch.Generator,
+    seen: dict[str, float],
+) -> list[_Swap]:
+    """One step of the generator; what it made."""
+    players.critics.requires_grad_(False)
+    players.swapper.train()
+    swaps = []
+    for pairs in parts:
+        with players.gradients.autocast(), torch.no_grad():
+            theirs = players.judge.each(pairs.source, pairs.source_points)
+        identity = _with_noise(mean_embedding(theirs), players.config.embedding_noise, generator)
+        with players.gradients.autocast():
+            attributes = players.attributes(pairs.target)
+            swapped = players.generate(attributes, identity)
+            terms = _swapper_terms(players, pairs, attributes, identity, swapped, theirs, count)
+        check_finite(terms)
+        weights = players.config.losses.model_dump()
+        players.gradients.backward(torch.stack([weights[k] * v for k, v in terms.items()]).sum())
+        _add(seen, terms, len(parts))
+        swaps.append(_Swap(pairs, identity, swapped.detach()))
+    players.gradients.step(optimizer, players.swapper.parameters(), players.config.clip_norm)
+    players.critics.requires_grad_(True)
+    return swaps
+
+
+def _with_noise(identity: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    if not strength:
+        return identity
+    size = identity.square().mean(1, keepdim=True).sqrt()
+    noise = torch.randn(identity.shape, generator=generator).to(identity)
+    return identity + strength * size * noise
+
+
+def _swapper_terms(
+    players: _Players,
+    pairs: Pairs,
+    attributes: tuple[Tensor, ...],
+    identity: Tensor,
+    swapped: Tensor,
+    theirs: list[Tensor],
+    count: float,
+) -> dict[str, Tensor]:
+    """The generator's loss terms that are on, by their names in the configuration."""
+    on = players.config.losses
+    critics = players.critics
+    terms: dict[str, Tensor] = {}
+    if on.adversarial:
+        terms["adversarial"] = hinge_attack([x.float() for x in critics["critic"](swapped)])
+    if on.attribute or on.cycle:
+        again = players.attributes(swapped)
+    if on.attribute:
+        terms["attribute"] = attribute_loss(again, attributes, form=players.config.attribute_form)
+    if on.identity:
+        mine = players.judge.each(swapped, pairs.points)
+        terms["identity"] = players.judge.distance(mine, theirs)
+    if on.reconstruction:
+        terms["reconstruction"] = reconstruction_loss(
+            swapped, pairs.target, pairs.same, count=count
+        )
+    if on.ssim:
+        terms["ssim"] = ssim_loss(swapped, pairs.target, pairs.same, count=count)
+    if players.eyes is not None:
+        heat, mesh = players.eyes(swapped, pairs.points)
+        with torch.no_grad():
+            wanted, wanted_mesh = players.eyes(pairs.target, pairs.points)
+        terms["eyes"] = eye_loss(heat, wanted)
+        terms["gaze"] = gaze_loss(mesh, wanted_mesh)
+    if on.cycle:
+        with torch.no_grad():
+            own = mean_embedding(players.judge.each(pairs.target, pairs.points))
+        terms["cycle"] = cycle_loss(players.generate(again, own), pairs.target)
+    if on.identity_critic:
+        judged = critics["identity_critic"](swapped, identity)
+        terms["identity_critic"] = hinge_attack([judged.float()])
+    if on.pair:
+        logits = critics["pair"](pairs.source, swapped).float()
+        terms["pair"] = pair_loss(logits, torch.ones_like(pairs.same))
+    return terms
+
+
+def _critics_turn(
+    players: _Players,
+    optimizer: torch.optim.Optimizer,
+    swaps: list[_Swap],
+    index: int,
+    seen: dict[str, float],
+) -> None:
+    """One step of the discriminator and of the other critics that are on."""
+    on = players.config.losses
+    if not (on.adversarial or on.identity_critic or on.pair):
+        return
+    for swap in swaps:
+        real, fake = swap.pairs.source, swap.swapped
+        terms: dict[str, Tensor] = {}
+        with players.gradients.autocast():
+            if on.adversarial:
+                critic = players.critics["critic"]
+                terms["critic"] = hinge_discriminator(
+                    [x.float() for x in critic(real)], [x.float() for x in critic(fake)]
+                )
+            if on.identity_critic:
+                judge = players.critics["identity_critic"]
+                terms["critic_identity"] = hinge_discriminator(
+                    [judge(real, swap.identity).float()], [judge(fake, swap.identity).float()]
+                )
+            if on.pair:
+                logits = players.critics["pair"](real, swap.pairs.target).float()
+                terms["critic_pair"] = pair_loss(logits, swap.pairs.same)
+        total = torch.stack(list(terms.values())).sum()
+        if on.r1 and on.adversarial and index % players.config.r1_every == 0:
+            photos = real.detach().requires_grad_()
+            terms["r1"] = gradient_penalty(players.critics["critic"](photos), photos)
+            total = total + on.r1 * players.config.r1_every * terms["r1"]
+        check_finite(terms)
+        players.gradients.backward(total)
+        _add(seen, terms, len(swaps))
+    players.gradients.step(optimizer, players.critics.parameters())

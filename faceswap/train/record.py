@@ -1,0 +1,60 @@
+"""The log of a run: one JSON line every so many steps, and TensorBoard where it is installed."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+FILE = "metrics.jsonl"
+
+
+class Record:
+    """An open log.
+
+    Args:
+        out: run folder.
+        step: where the run goes on; lines of later steps, left by a run that was killed after its
+            last checkpoint, are taken out.
+        active: whether anything is written at all (one process of several does).
+    """
+
+    def __init__(self, out: Path, step: int, *, active: bool = True) -> None:
+        self.path, self.active = out / FILE, active
+        self.board: Any = None
+        if not active:
+            return
+        if self.path.exists():
+            lines = self.path.read_text().splitlines(keepends=True)
+            whole = [each for each in lines if each.endswith("\n")]
+            self.path.write_text("".join(x for x in whole if json.loads(x)["step"] <= step))
+        if find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step)
+
+    def __enter__(self) -> Record:
+        return self
+
+    def write(self, step: int, minutes: float, terms: dict[str, float]) -> str:
+        """Add a line; the line."""
+        rounded = {name: round(value, 5) for name, value in terms.items()}
+        line = json.dumps({"step": step, "minutes": round(minutes, 2), **rounded})
+        if self.active:
+            with self.path.open("a") as log:
+                log.write(line + "\n")
+        if self.board is not None:
+            for name, value in terms.items():
+                self.board.add_scalar(name, value, step)
+        return line
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        if self.board is not None:
+            self.board.close()
