@@ -558,6 +558,21 @@ def test_bad_files_give_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
+def test_cover_art_is_no_video(tmp_path: Path) -> None:
+    PIL.Image.new("RGB", (64, 64), "red").save(tmp_path / "cover.png")
+    ffmpeg("-f", "lavfi", "-i", "sine=d=0.3", tmp_path / "sound.m4a")
+    video = clip(tmp_path / "clip.mp4", seconds=0.2)
+    for source, name in ((tmp_path / "sound.m4a", "song.m4a"), (video, "clip_with_cover.mp4")):
+        ffmpeg(
+            "-i", tmp_path / "cover.png", "-i", source, "-map", "0", "-map", "1", "-c", "copy",
+            "-disposition:v:0", "attached_pic", tmp_path / name,
+        )  # fmt: skip
+    with pytest.raises(MediaError, match="no video in it"):
+        VideoReader(tmp_path / "song.m4a")
+    copy(tmp_path / "clip_with_cover.mp4", tmp_path / "out.mp4")
+    assert frames_of(tmp_path / "out.mp4").shape == (5, 3, 64, 96)
+
+
 def test_sound_only(tmp_path: Path) -> None:
     ffmpeg("-f", "lavfi", "-i", "sine=d=0.3", tmp_path / "sound.m4a")
     with pytest.raises(MediaError, match="no video in it"):

@@ -20,6 +20,7 @@ import av
 import av.error
 import numpy as np
 import torch
+from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
@@ -43,7 +44,6 @@ _HEAD_BYTES = 1 << 20  # where the mark of an animated PNG (acTL) is looked for
 # are ever written (see `planes`). Not 8 bits to planar: its fast path leaves the last columns
 # unwritten where the width is not a multiple of 16 (FFmpeg 8.1).
 _GBRP = PlaneFormat("gbrp", "gbr", 8)
-_ATTACHED_PICTURE = 0x0400  # AV_DISPOSITION_ATTACHED_PIC
 _CUT_SECONDS = 0.25  # a clip that ends this much before its announced end was cut
 
 
@@ -194,7 +194,7 @@ class _AvSource:
             videos = [
                 stream
                 for stream in self._container.streams.video
-                if not int(stream.disposition) & _ATTACHED_PICTURE
+                if not stream.disposition & Disposition.attached_pic  # cover art
             ]
             if not videos:
                 raise MediaError(f"{path!r} has no video in it")
