@@ -1,0 +1,154 @@
+"""Every loss by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from faceswap.train import losses
+from faceswap.train.config import AeiLosses
+
+
+def picture(value: float, n: int = 1, side: int = 4) -> torch.Tensor:
+    return torch.full((n, 3, side, side), value)
+
+
+def close(loss: torch.Tensor, expected: float) -> None:
+    assert loss.shape == ()
+    assert float(loss) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_masked_l1_counts_the_region_only():
+    swapped, target = picture(0.5), picture(0.25)
+    target[..., 2:] = 9.0
+    region = torch.zeros(1, 1, 4, 4)
+    region[..., :2] = 1
+    close(losses.masked_l1(swapped, target, region), 0.25)
+
+
+def test_gradient_loss_sees_edges_not_brightness():
+    ramp = torch.arange(4.0).expand(1, 3, 4, 4)
+    whole = torch.ones(1, 1, 4, 4)
+    close(losses.gradient_loss(ramp, ramp + 5, whole), 0.0)
+    close(losses.gradient_loss(ramp, 3 * ramp, whole), 2.0)  # |1 - 3| across, 0 down
+
+
+def test_identity_loss_of_equal_orthogonal_and_opposite():
+    source = torch.tensor([[2.0, 0], [1, 0], [1, 0]])
+    swapped = torch.tensor([[5.0, 0], [0, 3], [-1, 0]])
+    close(losses.identity_loss(swapped, source), (0 + 1 + 2) / 3)
+
+
+def test_tone_loss_is_the_difference_of_means():
+    swapped, target, whole = (picture(value, side=8) for value in (0.5, 0.2, 1.0))
+    close(losses.tone_loss(swapped, target, whole[:, :1]), 0.3)
+
+
+FAKE = [torch.tensor([[[[2.0, 0.5]]]]), torch.tensor([[[[-1.0]]]])]
+REAL = [torch.tensor([[[[0.0, 3.0]]]]), torch.tensor([[[[2.0]]]])]
+
+
+def test_hinge_by_scale():
+    close(losses.hinge_generator(FAKE), -1.25 + 1)
+    close(losses.hinge_attack(FAKE), (0 + 0.5) / 2 + 2)
+    # real: (1 + 0) / 2 + 0; fake: (3 + 1.5) / 2 + 0
+    close(losses.hinge_discriminator(REAL, FAKE), 0.5 * (0.5 + 2.25))
+
+
+def test_attribute_loss_in_both_forms():
+    target = [torch.full((1, 2, 2, 2), 2.0), torch.full((1, 1, 4, 4), 1.0)]
+    swapped = [torch.full((1, 2, 2, 2), 1.0), torch.full((1, 1, 4, 4), 4.0)]
+    close(losses.attribute_loss(swapped, target, form="original"), 0.5 * (1 + 9))
+    close(losses.attribute_loss(swapped, target), 0.5 * (1 / 4 + 9 / 1))
+
+
+def test_attribute_loss_cannot_be_lowered_by_shrinking_the_target():
+    """The trap of the original: its gradient pulls the target's maps too."""
+    for form, pulled in (("original", True), ("normalised", False)):
+        target = torch.ones(1, 1, 2, 2, requires_grad=True)
+        losses.attribute_loss([2 * torch.ones(1, 1, 2, 2)], [target], form=form).sum()
+        loss = losses.attribute_loss([2 * target.detach().requires_grad_()], [target], form=form)
+        loss.backward()
+        assert (target.grad is not None) == pulled
+
+
+def test_reconstruction_counts_same_person_pairs_only():
+    swapped = torch.cat([picture(0.5), picture(0.9), picture(0.0)])
+    target = torch.cat([picture(0.3), picture(0.1), picture(0.4)])
+    same = torch.tensor([True, False, True])
+    close(losses.reconstruction_loss(swapped, target, same), 0.5 * (0.04 + 0.16) / 2)
+    close(losses.reconstruction_loss(swapped, target, ~torch.ones(3, dtype=torch.bool)), 0)
+    # Two parts with the count of the whole add up to the whole.
+    parts = [
+        losses.reconstruction_loss(swapped[rows], target[rows], same[rows], count=2)
+        for rows in (slice(0, 1), slice(1, 3))
+    ]
+    close(sum(parts), 0.5 * (0.04 + 0.16) / 2)
+
+
+def test_heat_maps_are_hills_at_the_points():
+    maps = losses.heat_maps(torch.tensor([[[2.5 / 8, 4.5 / 8]]]), side=8, sigma=1.0)
+    assert maps.shape == (1, 1, 8, 8)
+    assert float(maps[0, 0, 4, 2]) == pytest.approx(1)  # row y, column x
+    assert float(maps[0, 0, 5, 4]) == pytest.approx(math.exp(-(1 + 4) / 2))
+
+
+def test_eye_loss_sums_the_eyes():
+    swapped, target = torch.zeros(2, 2, 4, 4), torch.zeros(2, 2, 4, 4)
+    swapped[:, 0], swapped[0, 1] = 0.5, 1.0
+    close(losses.eye_loss(swapped, target), 0.25 + 0.5)
+
+
+def mesh_with(iris: tuple[float, float]) -> torch.Tensor:
+    """Eyes 10 px wide; the left iris is given, from the left corner, the right one is central."""
+    mesh = torch.zeros(1, 478, 3)
+    mesh[0, 33, 0], mesh[0, 133, 0] = 0.0, 10.0
+    mesh[0, 468, :2] = torch.tensor(iris)
+    mesh[0, 362, 0], mesh[0, 263, 0], mesh[0, 473, 0] = 20.0, 30.0, 25.0
+    return mesh
+
+
+def test_gaze_loss_in_eye_widths():
+    close(losses.gaze_loss(mesh_with((7.0, 2.0)), mesh_with((5.0, 0.0))), 0.2**2 + 0.2**2)
+
+
+def test_gaze_loss_does_not_see_where_the_face_is():
+    turn = torch.tensor([[0.0, 2, 0], [-2, 0, 0], [0, 0, 2]])
+    moved = mesh_with((7.0, 2.0)) @ turn + 40
+    close(losses.gaze_loss(moved, mesh_with((7.0, 2.0))), 0)
+
+
+def test_cycle_loss():
+    close(losses.cycle_loss(picture(0.75), picture(0.5)), 0.25)
+
+
+def test_ssim_of_flat_pictures():
+    """Without variance only the means count: (2ab + C1) / (a^2 + b^2 + C1)."""
+    a, b = picture(0.8, side=16), picture(0.4, side=16)
+    same = torch.tensor([True])
+    expected = (2 * 0.8 * 0.4 + 1e-4) / (0.64 + 0.16 + 1e-4)
+    close(losses.ssim_loss(a, b, same), 1 - expected)
+    noise = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    close(losses.ssim_loss(noise, noise, same), 0)
+    close(losses.ssim_loss(a, b, ~same), 0)
+
+
+def test_gradient_penalty_of_a_plane():
+    """D(x) = 3 * sum x: the gradient is 3 at each of 3 * 4 values."""
+    real = torch.rand(2, 3, 2, 2, requires_grad=True)
+    judged = [3 * real.sum((1, 2, 3))[:, None, None, None]]
+    close(losses.gradient_penalty(judged, real), 0.5 * 9 * 12)
+
+
+def test_pair_loss_at_the_fence():
+    same = torch.tensor([True, False])
+    close(losses.pair_loss(torch.zeros(2), same), math.log(2))
+    close(losses.pair_loss(torch.tensor([50.0, -50.0]), same), 0)
+    close(losses.pair_loss(torch.tensor([-50.0, 50.0]), same), 50)
+
+
+def test_the_recipe_is_the_articles():
+    on = {name: weight for name, weight in AeiLosses().model_dump().items() if weight}
+    assert on == {"adversarial": 1, "attribute": 10, "identity": 15, "reconstruction": 10}
