@@ -25,6 +25,7 @@ from faceswap.models.attributes import initialise
 from faceswap.types import Guide
 
 MESH_POINTS = 478
+LIGHTNESS, COLOUR = 0.35, 0.05  # how far the residual may change a pixel
 INPUTS = 11  # channels the encoder sees: base 3, guide 3, region, mouth, trust, points, irises
 
 
@@ -131,7 +132,7 @@ class GuidedAEINet(nn.Module):
 
         Returns:
             gate ``(N, 1, S, S)`` in [0, 1], share of the guide against the base, and residual
-            ``(N, 3, S, S)`` in [-1, 1].
+            ``(N, 3, S, S)`` in [-0.4, 0.4], mostly grey: colour comes from guide and base.
         """
         maps = self.attributes(guide)
         identity = F.normalize(identity) * self.embedding_size**0.5
@@ -141,7 +142,12 @@ class GuidedAEINet(nn.Module):
             h = block(h if index == 0 else _double(h), attribute, identity)
         h = self.fuse(torch.cat([self.to_half(h), maps[-1]], 1))
         out = self.head(h).float()
-        return torch.sigmoid(out[:, :1]), torch.tanh(out[:, 1:])
+        # A pixel shuffle leaves a pattern of two pixels; a gate has nothing to say at that scale.
+        out = F.avg_pool2d(F.pad(out, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        residual = torch.tanh(out[:, 1:])
+        grey = residual.mean(1, keepdim=True)
+        residual = LIGHTNESS * grey + COLOUR * (residual - grey)
+        return torch.sigmoid(out[:, :1]) * (1 - guide.mouth), residual * guide.region
 
     def forward(self, target: Tensor, identity: Tensor, guide: Guide) -> Tensor:
         """The swapped crop.

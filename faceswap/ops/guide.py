@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from faceswap.ops.topology import CONTROL, FACE, INNER_LIPS, SURFACE
+from faceswap.ops.topology import CONTROL, FACE, INNER_LIPS, OUTER_LIPS, SURFACE
 from faceswap.types import Guide
 
 
@@ -75,7 +75,10 @@ class ShapeModel:
         plain_s = (source - at_s) @ turn_s / scale_s[:, None, None]
         plain_t = (target - at_t) @ turn_t / scale_t[:, None, None]
         code = (plain_t - plain_s).reshape(n, -1) @ self.basis.T
-        own = code - code @ self.expression.T  # the part of the difference that is identity
+        # The part of the difference that is identity; taken twice, so that what mostly is
+        # expression (a smile, W = 0.8) follows the target nearly fully (0.96).
+        own = code - code @ self.expression.T
+        own = own - own @ self.expression.T
         shape = plain_t - identity * (own @ self.basis).view(n, -1, 3)
         return scale_t[:, None, None] * (shape @ turn_t.transpose(1, 2)) + at_t
 
@@ -128,8 +131,8 @@ def thin_plate_grid(
     weight: Tensor,  # (N, C) float32 in (0, 1], trust in each control point
     *,
     size: int,  # side of both pictures, pixels
-    cells: int = 32,  # the field is solved on this grid and interpolated
-    stiffness: float = 2e-3,
+    cells: int = 48,  # the field is solved on this grid and interpolated
+    stiffness: float = 5e-4,
 ) -> Tensor:
     """Backward map of a regularised thin-plate spline, ``(N, size, size, 2)`` in [-1, 1].
 
@@ -266,16 +269,16 @@ def make_guide(
     # Distances are smooth: half the side is enough, and four times cheaper.
     half = size // 2
     face = _outline(shape[:, list(FACE), :2], half, size)
-    lips = _outline(target_mesh[:, list(INNER_LIPS), :2], half, size)
+    lips = _outline(shape[:, list(INNER_LIPS), :2], half, size)
     unit = size / 128
     region = (face / (8 * unit) + 0.5).clamp(0, 1)
-    mouth = (lips / (3 * unit) + 0.3).clamp(0, 1)
+    mouth = (lips / (2 * unit) - 0.25).clamp(0, 1)  # nothing where the lips are closed
     inside = (face / (2 * unit) + 0.5).clamp(0, 1)
     light = lowpass(target, inside, sigma=0.07)
     image = _lit(warped, lowpass(warped, inside * shown + 1e-3, sigma=0.07), light)
     coarse = lowpass(target, torch.ones_like(inside), sigma=0.045)
-    erased = region * (1 - mouth)
-    base = target + erased * (coarse - target)
+    base = target + region * (coarse - target)
+    base = base + mouth * (_mouth_of(target, target_mesh, shape) - base)
     seen = _spread(shape[:, control, :2], trust.clamp(0, 1), size)
     drawing = torch.cat(
         [
@@ -287,6 +290,22 @@ def make_guide(
     if size != 128:
         drawing = F.interpolate(drawing, size=(size, size), mode="bilinear")
     return Guide(image.clamp(0, 1), base, region, mouth, seen * shown, drawing), shape
+
+
+def _mouth_of(target: Tensor, mesh: Tensor, shape: Tensor) -> Tensor:
+    """The target moved so that its lips lie on the swapped face's, ``(N, 3, S, S)``.
+
+    An affine fit over the lips' contours: teeth and tongue are the target's, as its words are.
+    """
+    lips = list(INNER_LIPS + OUTER_LIPS)
+    size = target.shape[-1]
+    ones = torch.ones(len(mesh), len(lips), 1, device=mesh.device)
+    to = torch.cat([shape[:, lips, :2] * (2 / (size - 1)) - 1, ones], -1)
+    back = mesh[:, lips, :2] * (2 / (size - 1)) - 1
+    eye = 1e-5 * torch.eye(3, device=mesh.device)
+    affine = torch.linalg.solve(to.mT @ to + eye, to.mT @ back).mT
+    grid = F.affine_grid(affine, list(target.shape), align_corners=True)
+    return F.grid_sample(target, grid, align_corners=True, padding_mode="border")
 
 
 def _lit(image: Tensor, own: Tensor, light: Tensor) -> Tensor:
