@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from faceswap.errors import MediaError, NoFaceError
 from faceswap.evaluate import measures, pixels
 from faceswap.evaluate.extract import Instruments
 from faceswap.evaluate.protocol import Triple
+from faceswap.evaluate.seen import Seen
 from faceswap.evaluate.table import Row, Table, numbered
 from faceswap.evaluate.visit import (
     Source,
@@ -34,6 +36,8 @@ class Collected:
     curves: dict[int, dict[str, Tensor]]  # swap -> measure -> (frames,) float, NaN = none
     sets: dict[str, float]  # fid, kid, if there is a network for them
     crops: int  # pairs of crops that went into them
+    people: int  # how many were there to be told apart in ID retrieval
+    made_in: float  # seconds it took to make the swaps
 
 
 def collect(
@@ -57,9 +61,10 @@ def collect(
     """
     paths = dict.fromkeys(triple.source for triple in triples)
     sources = {path: look_at_source(tools, path, frames) for path in paths}
+    known: dict[Path, Seen] = {}
     visits = []
     for number, triple in enumerate(triples):
-        found = _one(tools, triple, sources[triple.source], make, frames, track)
+        found = _one(tools, triple, sources[triple.source], make, frames, track, known)
         for row in found.rows:
             row.triple = number
         visits.append(found)
@@ -71,7 +76,7 @@ def collect(
         [row for each in visits for row in each.rows],
         [_clip_row(number, each) for number, each in enumerate(visits) if triples[number].clip],
     )
-    _retrieve(table, triples, sources, [x for each in visits for x in each.swapped])
+    people = _retrieve(table, triples, sources, [x for each in visits for x in each.swapped])
     pairs = [pair for each in visits for pair in each.features]
     return Collected(
         table,
@@ -80,6 +85,8 @@ def collect(
         {number: each.curves for number, each in enumerate(visits) if each.curves},
         _set_distances(pairs),
         len(pairs),
+        people,
+        sum(each.made_in for each in visits),
     )
 
 
@@ -90,15 +97,20 @@ def _one(
     make: Callable[[Triple], None] | None,
     frames: int,
     track: int,
+    known: dict[Path, Seen],
 ) -> Visit:
     """Make and measure one swap; what goes wrong with its files becomes the reason of its row."""
     try:
+        began = time.perf_counter()
         if make is not None:
             try:
                 make(triple)
             except NoFaceError as error:
                 return visit_failed(tools, triple, source, f"not swapped: {error}")
-        return visit(tools, triple, source, frames=frames, track=track)
+        made_in = time.perf_counter() - began
+        found = visit(tools, triple, source, frames=frames, track=track, known=known)
+        found.made_in = made_in
+        return found
     except MediaError as error:
         return unreadable(f"not measured: {error}")
 
@@ -114,12 +126,12 @@ def _retrieve(
     triples: Sequence[Triple],
     sources: dict[Path, Source],
     swapped: list[dict[str, Tensor]],  # of each row of table.faces: encoder -> (D,)
-) -> None:
-    """Put ID retrieval into the rows; needs the faces of all sources."""
+) -> int:
+    """Put ID retrieval into the rows; needs the faces of all sources, whose number it gives."""
     people = {triple.source: int(table.source[i]) for i, triple in enumerate(triples)}
     known = [(people[path], source.seen) for path, source in sources.items() if len(source.seen)]
     if not known:
-        return
+        return 0
     owner = torch.cat([torch.full((len(seen),), number) for number, seen in known])
     there = set(owner.tolist())
     for encoder in ("", "cosface"):
@@ -141,6 +153,7 @@ def _retrieve(
             else:
                 values["id_retrieval"] = 100.0 * (rank == 1)
                 values["id_retrieval_5"] = 100.0 * (rank <= 5)
+    return len(there)
 
 
 def _set_distances(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, float]:

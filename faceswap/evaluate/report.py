@@ -35,6 +35,7 @@ def describe(found: Collected, triples: Sequence[Triple], *, seed: int) -> dict[
         "swaps": len(triples),
         "clips": len(table.clips),
         "faces": len(table.faces),
+        "people": found.people,
         "faces_not_fully_measured": len(failures),
         "measures": measures,
         **({"crops_of_fid_and_kid": found.crops, **found.sets} if found.sets else {}),

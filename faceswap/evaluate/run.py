@@ -81,7 +81,8 @@ def run_evaluation(
                 "name": side.name,
                 **text.describe(one, side.triples, seed=options.seed),
                 "seconds": round(seconds, 3),
-                "swaps_per_second": len(side.triples) / seconds,
+                "seconds_swapping": round(one.made_in, 3),
+                "faces_measured_per_second": len(one.table.faces) / (seconds - one.made_in),
                 "pictures": {k: [(inside / p).as_posix() for p in v] for k, v in pictures.items()},
             }
         )
@@ -139,6 +140,12 @@ def notes(options: EvaluateOptions, tools: Instruments, found: list[Collected]) 
         lines.append(
             "id_* are taken with the encoder that also drives the lite pack, which favours that "
             "pack; name another with --extractor identity=FILE to compare tools"
+        )
+    people = min((one.people for one in found), default=0)
+    if people:
+        lines.append(
+            f"id_retrieval is a choice among {people} people: guessing finds the right one in "
+            f"{100 / people:.3g} % (top 1) and {min(500 / people, 100):.3g} % (top 5)"
         )
     if not any(one.sets for one in found):
         lines.append("fid and kid are left out: they need --extractor features=FILE")

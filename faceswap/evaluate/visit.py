@@ -41,6 +41,7 @@ class Visit:
     thumbs: list[bytes] = field(default_factory=list)  # JPEG of (3, T, 2T): target, swapped
     features: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (D,) target, swapped
     curves: dict[str, Tensor] = field(default_factory=dict)  # measure -> (frames,), clips only
+    made_in: float = 0.0  # seconds it took to make the swap
 
 
 def frames_of(
@@ -116,7 +117,15 @@ def look_at_source(tools: Instruments, path: Path, frames: int) -> Source:
     return Source(Seen.cat([s for _, s in faces]), thumb)
 
 
-def visit(tools: Instruments, triple: Triple, source: Source, *, frames: int, track: int) -> Visit:
+def visit(
+    tools: Instruments,
+    triple: Triple,
+    source: Source,
+    *,
+    frames: int,
+    track: int,
+    known: dict[Path, Seen],
+) -> Visit:
     """Measure a swap that is there.
 
     Args:
@@ -125,6 +134,7 @@ def visit(tools: Instruments, triple: Triple, source: Source, *, frames: int, tr
         source: the person put in.
         frames: of a clip, evenly spaced, that faces are measured in.
         track: frames from its start that jitter, drift and flicker are taken over.
+        known: photos that were targets before, as they were seen; this one is added.
 
     Raises:
         MediaError: target or swapped cannot be read, or differ in size or length.
@@ -137,7 +147,9 @@ def visit(tools: Instruments, triple: Triple, source: Source, *, frames: int, tr
     parts: list[tuple[Tensor, ...]] = []
     for numbers, pair in frames_of([triple.target, triple.swapped], wanted):
         pictures = pair[0].to(tools.device), pair[1].to(tools.device)
-        t = look(tools, pictures[0], before=before)
+        t = known.get(triple.target) or look(tools, pictures[0], before=before)
+        if not triple.clip:
+            known[triple.target] = t
         s = look(tools, pictures[1], t)
         before = t.mesh[-1] if triple.clip and bool(t.valid[-1]) else None
         rows = [i for i, number in enumerate(numbers) if number in measured]
