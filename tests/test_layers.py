@@ -27,7 +27,11 @@ LAYERS = {
     2: ("ops", "media"),
     3: ("models",),
     4: ("faces",),
-    5: ("swap", "photo", "evaluate", "train", "doctor"),
+    5: (
+        *("swap", "photo"),
+        *("video", "window", "casting", "journal", "people", "preview"),  # swap_video's parts
+        *("bench", "doctor", "evaluate", "train"),
+    ),
     6: ("cli", "__main__"),
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
