@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from faceswap.config import SwapConfig
     from faceswap.faces.select import Selection
     from faceswap.manifest import Entry
-    from faceswap.types import ImageReport
+    from faceswap.types import ImageReport, VideoReport
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,6 +41,17 @@ SETTINGS = {  # option -> the setting it is short for
     "color_match": "blend.color_match",
     "alpha": "blend.alpha",
     "restore": "restorer.enabled",
+    "batch_size": "batch_size",
+    "start": "start",
+    "end": "end",
+    "max_gap": "track.max_gap",
+    "smoothing": "track.smoothing",
+    "fps": "encode.fps",
+    "codec": "encode.codec",
+    "encoder": "encode.encoder",
+    "crf": "encode.crf",
+    "preset": "encode.preset",
+    "audio": "encode.audio",
 }
 INTERRUPTED = 130  # exit code, 128 + SIGINT as shells have it
 CLEAR = "\r\x1b[K"  # to the beginning of the terminal's line, which is emptied
@@ -168,6 +179,32 @@ output_options = options(
     click.option("-o", "--output", metavar="FILE", help="[default: TARGET_swapped.EXT beside it]"),
     click.option("--overwrite", is_flag=True, help="Replace the output if it exists."),
 )
+span_options = options(
+    click.option("--start", type=float, metavar="SECONDS", help="Leave out what is before."),
+    click.option("--end", type=float, metavar="SECONDS", help="Leave out what is after."),
+)
+clip_options = options(
+    span_options,
+    click.option("--fps", metavar="RATE", help="Constant frame rate.  [default: CLIP's times]"),
+    click.option(
+        "--codec", metavar="NAME", help="h264, hevc, vp9, av1, prores, ffv1.  [default: CLIP's]"
+    ),
+    click.option("--crf", type=int, metavar="N", help="Quality, lower is better."),
+    click.option("--preset", metavar="NAME", help="Speed against size, as the encoder names it."),
+    click.option("--encoder", metavar="NAME", help="ffmpeg's name, such as h264_nvenc."),
+    click.option("--no-audio", "audio", flag_value=False, default=None, help="Without sound."),
+    click.option("--max-gap", type=float, metavar="SECONDS", help="Bridged without a detection."),
+    click.option("--smoothing", type=float, metavar="0..1", help="Strength; 0 is none."),
+    click.option("--batch-size", type=int, metavar="N", help="Frames that go together."),
+    click.option("--resume", is_flag=True, help="Go on with the work of an interrupted run."),
+    click.option(
+        "--preview",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Only N frames, before and after, as one picture.",
+    ),
+    click.option("--sidecar", is_flag=True, help="Write OUTPUT.json: what was swapped when."),
+)
 
 
 @click.group("faceswap", context_settings={"help_option_names": ["-h", "--help"]})
@@ -239,35 +276,40 @@ def split(text: str) -> tuple[str, str]:
     return (files or cuts)[0]
 
 
-def settings(chosen: dict[str, Any]) -> SwapConfig:
+def settings(chosen: dict[str, Any], schema: type[C] | None = None) -> C:
     """``--config``, over it the options that are short for a setting, over both ``--set``."""
-    from faceswap.config import load_config
+    from faceswap.config import SwapConfig, load_config
 
     given = {k: chosen[name] for name, k in SETTINGS.items() if chosen.get(name) is not None}
     if "blend.color_match" in given:
         given["blend.color_match"] = float(given["blend.color_match"])
     short = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
-    return load_config(chosen.get("config"), [*short, *chosen["sets"]])
+    kind = cast("type[C]", schema or SwapConfig)
+    return load_config(chosen.get("config"), [*short, *chosen["sets"]], schema=kind)
 
 
-def check_files(inputs: Sequence[str], output: str, overwrite: bool) -> None:
+def check_files(
+    inputs: Sequence[str], output: str, overwrite: bool, extensions: Collection[str] = ()
+) -> None:
     """What can be known to be wrong before anything heavy is loaded."""
     from faceswap.errors import MissingMediaError
-    from faceswap.media.output import check_output
+    from faceswap.media.output import IMAGE_EXTENSIONS, check_output
 
     for path in inputs:
         if not Path(path).exists():
             raise MissingMediaError(f"There is no file {path!r}")
-    check_output(output, inputs, overwrite)
+    check_output(output, inputs, overwrite, extensions=extensions or IMAGE_EXTENSIONS)
 
 
-def swapped_name(target: str) -> str:
-    """``DIR/STEM_swapped.EXT``; PNG where EXT cannot be written."""
+def swapped_name(
+    target: str, extensions: Collection[str] = (), other: str = ".png", end: str = "swapped"
+) -> str:
+    """``DIR/STEM_swapped.EXT``; another extension where EXT cannot be written."""
     from faceswap.media.output import IMAGE_EXTENSIONS
 
     path = Path(target)
-    suffix = path.suffix if path.suffix.lower() in IMAGE_EXTENSIONS else ".png"
-    return str(path.with_name(f"{path.stem}_swapped{suffix}"))
+    known = path.suffix.lower() in (extensions or IMAGE_EXTENSIONS)
+    return str(path.with_name(f"{path.stem}_{end}{path.suffix if known else other}"))
 
 
 def progress(line: str) -> None:
@@ -330,6 +372,132 @@ def image(photos: tuple[str, ...], as_json: bool, **chosen: Any) -> None:
             quality=chosen["quality"],
         )
     show(report, as_json)
+
+
+@commands.command()
+@click.argument("names", nargs=-1, metavar="SOURCE CLIP")
+@output_options
+@face_options
+@clip_options
+@setting_options
+@as_json
+@verbosity
+def video(names: tuple[str, ...], as_json: bool, **chosen: Any) -> None:
+    """Put the face of the photo SOURCE on a person in CLIP, a video or an animation.
+
+    Without --target-ref, --map or --all-faces it is the person seen in most of the clip.
+    """
+    source, clip, selection = choose(names, chosen)
+    if selection.face is not None:
+        raise click.UsageError("--face counts in a photo; for a clip use --target-ref")
+    from faceswap.config import VideoConfig
+    from faceswap.media.plan import VIDEO_EXTENSIONS
+
+    config, preview = settings(chosen, VideoConfig), chosen["preview"]
+    extensions = () if preview else VIDEO_EXTENSIONS
+    named = swapped_name(clip, VIDEO_EXTENSIONS, ".mp4")
+    output = chosen["output"] or (swapped_name(clip, ("",), ".png", "preview") if preview else named)
+    paired = [] if isinstance(source, str) else [photo for pair in source for photo in pair]
+    others = [*chosen["source_extra"], *filter(None, [chosen["target_ref"]])]
+    check_files([*names, *paired, *others], output, chosen["overwrite"], extensions)
+    with doing("loading models"):
+        from faceswap.preview import preview_video
+        from faceswap.swap import Swapper
+        from faceswap.video import swap_video
+
+        swapper = Swapper.from_config(config, video=True)
+    given: dict[str, Any] = {
+        "config": config,
+        "reference": chosen["target_ref"] or None,
+        "extra": chosen["source_extra"],
+        "source_face": chosen["source_face"] and chosen["source_face"] - 1,
+        "all_faces": selection.all_faces,
+        "overwrite": chosen["overwrite"],
+    }
+    if preview:
+        with doing("swapping"):
+            report = preview_video(swapper, source, clip, output, count=preview, **given)
+    else:
+        with bar("frames") as advance:
+            given |= {"resume": chosen["resume"], "sidecar": chosen["sidecar"]}
+            report = swap_video(swapper, source, clip, output, progress=advance, **given)
+    show_clip(report, as_json)
+
+
+@contextmanager
+def bar(unit: str) -> Iterator[Callable[[int, int, int], None]]:
+    """Frames, frames a second, faces and time left, where stderr is a terminal and no -q."""
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    off = None if _log.isEnabledFor(logging.WARNING) else True
+    with (
+        tqdm(unit=f" {unit}", leave=False, disable=off) as shown,
+        logging_redirect_tqdm([_log]),
+    ):
+
+        def advance(frames: int, total: int, faces: int) -> None:
+            shown.total = total or None
+            shown.set_postfix(faces=faces, refresh=False)
+            shown.update(frames - shown.n)
+
+        yield advance
+
+
+def show_clip(report: VideoReport, as_json: bool) -> None:
+    """One JSON object, or one line."""
+    for warning in (*report.warnings, *filter(None, [report.person])):
+        _log.warning(warning)
+    total = report.seconds.get("total") or sum(report.seconds.values())
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+    elif _log.isEnabledFor(logging.WARNING):
+        jitter = "" if report.jitter is None else f", jitter {report.jitter:.2f} %"
+        click.echo(
+            f"{click.format_filename(report.output)}: {report.faces_swapped} faces swapped in "
+            f"{report.frames} frames ({report.bridged} bridged, {report.faces_seen} seen{jitter}; "
+            f"{report.pack} on {report.device}, {total:.1f} s)"
+        )
+    _log.info("%s", ", ".join(f"{stage} {spent:.2f} s" for stage, spent in report.seconds.items()))
+
+
+@commands.command()
+@click.argument("clip", metavar="CLIP")
+@click.option("-o", "--output", metavar="DIR", help="[default: CLIP_people beside it]")
+@span_options
+@click.option("--pack", metavar="NAME", help="Set of models.  [default: lite]")
+@device_option
+@overrides
+@as_json
+@verbosity
+def faces(clip: str, output: str | None, as_json: bool, **chosen: Any) -> None:
+    """List the people in CLIP; write a contact sheet and a photo of each for --target-ref."""
+    from faceswap.config import VideoConfig
+    from faceswap.errors import MissingMediaError
+
+    config = settings(chosen, VideoConfig)
+    if not Path(clip).exists():
+        raise MissingMediaError(f"There is no file {clip!r}")
+    with doing("looking for people"):
+        from faceswap.people import list_people
+        from faceswap.swap import Swapper
+
+        swapper = Swapper.from_config(config, video=True)
+        folder = output or swapped_name(clip, ("",), "", "people")
+        report = list_people(swapper, clip, folder, config=config)
+    for warning in report.warnings:
+        _log.warning(warning)
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+        return
+    for person in report.people:
+        spans = ", ".join(f"{a:.1f}-{b:.1f}" for a, b in person.appearances[:8])
+        more = ", ..." if len(person.appearances) > 8 else ""
+        click.echo(
+            f"{person.name}: in {person.share:.0%} of the clip, from {person.first:.1f} s, face "
+            f"{person.size} px, seconds {spans}{more}"
+        )
+    click.echo(f"{click.format_filename(report.sheet)}")
 
 
 @commands.group(no_args_is_help=False)
@@ -456,6 +624,7 @@ def where() -> None:
 @click.option("--data", metavar="DIR", help="Prepared photos, in place of the file's.")
 @click.option("--out", metavar="DIR", help="Folder of the run.  [default: runs/CONFIG]")
 @click.option("--resume", is_flag=True, help="Go on with the run in that folder.")
+@click.option("--init-from", multiple=True, metavar="FILE", help="Weights to begin with.")
 @click.option("--max-minutes", type=click.FloatRange(min=0), default=math.inf, help="Stop then.")
 @device_option
 @overrides
@@ -464,8 +633,9 @@ def train(config: str, out: str | None, sets: tuple[str, ...], **chosen: Any) ->
     """Train one of the networks, as a configuration file says."""
     from faceswap.train.config import load_train_config
 
-    data = [f"data={json.dumps(chosen['data'], ensure_ascii=False)}"] if chosen["data"] else []
-    settings = load_train_config(Path(config), [*data, *sets])
+    given = {"data": chosen["data"], "init": chosen["init_from"]}
+    short = [f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in given.items() if v]
+    settings = load_train_config(Path(config), [*short, *sets])
     folder = Path(out or Path("runs") / Path(config).stem)
     from faceswap.swap import choose_device
     from faceswap.train.run import run_training
@@ -547,6 +717,39 @@ def prepare(photos: tuple[str, ...], out: str, as_json: bool, **chosen: Any) -> 
         )
 
 
+@commands.command()
+@click.option("--sources", metavar="DIR", type=Path, help="Photos of the people to put in.")
+@click.option("--targets", metavar="DIR", type=Path, help="Photos or clips to put them in.")
+@click.option("--triples", metavar="LIST.csv", type=Path, help="source,target,swapped by any tool.")
+@click.option("--faceforensics", metavar="DIR", type=Path, help="Root of a FaceForensics++ copy.")
+@click.option("--method", metavar="NAME", help="Method of FaceForensics++ to measure.")
+@click.option("--pairs", metavar="FILE.json", type=Path, help="Pair list of FaceForensics++.")
+@click.option("--compression", type=click.Choice(["raw", "c23", "c40"]), default="c23")
+@click.option("--compare", nargs=2, metavar="A B", help="Two packs or swapper files, paired.")
+@click.option("--extractor", "extractors", multiple=True, metavar="NAME=FILE[@SIZE]")
+@click.option("--pairing", type=click.Choice(["cross", "zip"]), default="cross")
+@click.option("--limit", type=click.IntRange(min=1), help="So many pairs at most.")
+@click.option("--frames", type=click.IntRange(min=1), default=10, help="Of a clip, for identity.")
+@click.option("--track", type=click.IntRange(min=1), default=100, help="Frames for steadiness.")
+@click.option("--seed", type=int, default=0)
+@click.option("-o", "--output", metavar="DIR", type=Path, required=True)
+@click.option("--overwrite", is_flag=True)
+@setting_options
+@as_json
+@verbosity
+def evaluate(as_json: bool, **chosen: Any) -> None:
+    """Measure swaps: identity, pose, expression, gaze, edges, steadiness."""
+    own = {k: v for k, v in chosen.items() if k not in {*SETTINGS, "config", "sets"}}
+    own["compare"] = own["compare"] or None
+    config = settings(chosen)
+    from faceswap.evaluate.plan import EvaluateOptions
+    from faceswap.evaluate.report import as_text, finite
+    from faceswap.evaluate.run import run_evaluation
+
+    report = run_evaluation(EvaluateOptions(config=config, **own), progress=progress)
+    click.echo(json.dumps(finite(report)) if as_json else as_text(report))
+
+
 @commands.group()
 def bench() -> None:
     """How fast this machine is, on pictures made for it."""
@@ -568,3 +771,20 @@ def bench_image(as_json: bool, repeats: int, **chosen: Any) -> None:
     with doing("timing photos"):
         result = run(config, repeats=repeats)
     click.echo(json.dumps(result) if as_json else format_image_bench(result))
+
+
+@commands.command()
+@click.argument("run", metavar="RUN")
+@click.option("--to", type=click.Choice(["safetensors", "onnx"]), required=True)
+@click.option("-o", "--output", metavar="FILE", help="[default: beside the weights]")
+@click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+@verbosity
+def export(
+    run: str, to: Literal["safetensors", "onnx"], output: str | None, overwrite: bool
+) -> None:
+    """Write the weights of a training RUN, or of a weight file, for use elsewhere."""
+    from faceswap.train.export import export
+
+    with doing("exporting"):
+        path = export(Path(run), to, Path(output) if output else None, overwrite=overwrite)
+    click.echo(path)

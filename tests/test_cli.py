@@ -27,14 +27,26 @@ OPTIONS = {
     "image": "SOURCE TARGET --output --overwrite --quality --target-ref --all-faces --face --map "
     "--source-face --source-extra --pack --swapper --mask --color-match --no-color-match --alpha "
     "--restore --no-restore --device --precision --config --set --json --verbose --quiet --help",
+    "video": "SOURCE CLIP --output --overwrite --target-ref --all-faces --face --map "
+    "--source-face --source-extra --start --end --fps --codec --crf --preset --encoder --no-audio "
+    "--max-gap --smoothing --batch-size --resume --preview --sidecar --pack --swapper --mask "
+    "--color-match --no-color-match --alpha --restore --no-restore --device --precision --config "
+    "--set --json --verbose --quiet --help",
+    "faces": "CLIP --output --start --end --pack --device --set --json --verbose --quiet --help",
     "weights": "--help",
     "weights list": "--commercial-only --json --help",
     "weights fetch": "NAME... --verbose --quiet --help",
     "weights verify": "[NAME...] --verbose --quiet --help",
     "weights import": "FILE --as --verbose --quiet --help",
     "weights where": "--help",
-    "train": "--config --data --out --resume --max-minutes --device --set --verbose --quiet --help",
+    "train": "--config --data --out --resume --init-from --max-minutes --device --set --verbose "
+    "--quiet --help",
+    "export": "RUN --to --output --overwrite --verbose --quiet --help",
     "doctor": "--json --help",
+    "evaluate": "--sources --targets --triples --faceforensics --method --pairs --compression "
+    "--compare --extractor --pairing --limit --frames --track --seed --output --overwrite --pack "
+    "--swapper --mask --color-match --no-color-match --alpha --restore --no-restore --device "
+    "--precision --config --set --json --verbose --quiet --help",
     "bench": "--help",
     "bench image": "--repeats --pack --device --set --json --verbose --quiet --help",
     "prepare": "PHOTOS... OUT --flat --size --margin --min-size --min-sharpness --min-similarity "
@@ -415,11 +427,13 @@ def trained(tmp_path, monkeypatch):
 
 
 def test_train(trained, capsys):
-    words = "--data x --out o --resume --max-minutes 3 --device cpu --set losses.tone=5 --set lr=0.1"
+    words = "--data x --out o --resume --max-minutes 3 --device cpu --set losses.tone=5"
+    words += " --set lr=0.1 --init-from G.pth --init-from D.pth"
     assert main(["train", "--config", "my.yaml", *words.split()]) == 0
     [(config, out, given)] = trained
     assert (config.task, config.steps, config.data, config.lr) == ("swapper", 9, "x", 0.1)
     assert config.losses == {"rec": 1, "tone": 5}
+    assert config.init == ("G.pth", "D.pth")
     assert out == "o"
     assert given == {"device": "cpu", "resume": True, "max_minutes": 3}
     assert capsys.readouterr() == ("o: step 7 of 9\n", "")

@@ -45,7 +45,7 @@ def describe(found: Collected, triples: Sequence[Triple], *, seed: int) -> dict[
 
 def write_json(path: Path, report: dict[str, Any]) -> None:
     """A report as JSON; what was not measured is null."""
-    text = json.dumps(_finite(report), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(finite(report), indent=1, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 
@@ -190,12 +190,12 @@ def _names(triple: Triple) -> dict[str, str]:
     return {name: str(getattr(triple, name)) for name in ("source", "target", "swapped")}
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same with null for what is not a number, as JSON knows none."""
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     if isinstance(value, Estimate):
-        return _finite(asdict(value))
+        return finite(asdict(value))
     return None if isinstance(value, float) and not math.isfinite(value) else value
