@@ -33,7 +33,7 @@ from faceswap.types import Faces, Identities
 R = TypeVar("R")
 
 UNSURE = 0.5  # of the detector's threshold: what carries a track on
-_LEAST_SECONDS = 0.1  # a track seen for less is no person ...
+_LEAST_SECONDS = 0.12  # a track seen for less is no person ...
 _LEAST_FRAMES = 3  # ... but nobody needs to be seen in more frames than this
 _REVIEW_SECONDS = 0.75  # between thinking over who somebody is
 _SIDE_SLACK = 1.35  # a face has to shrink by this much before it is rendered smaller
