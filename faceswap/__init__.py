@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from faceswap.config import SwapConfig, VideoConfig, load_config
     from faceswap.errors import FaceSwapError
     from faceswap.models import load_model
+    from faceswap.people import list_people
     from faceswap.photo import swap_image
+    from faceswap.preview import preview_video
     from faceswap.swap import Swapper
     from faceswap.types import (
         Faces,
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
         VideoInfo,
         VideoReport,
     )
+
+    from faceswap.people import list_people
+    from faceswap.preview import preview_video
+    from faceswap.video import swap_video
 
     __version__: str
 
@@ -42,16 +48,22 @@ __all__ = [
     "VideoInfo",
     "VideoReport",
     "__version__",
+    "list_people",
     "load_config",
     "load_model",
+    "preview_video",
     "swap_image",
+    "swap_video",
 ]
 
 _HOME = {  # public name -> module it comes from
     **dict.fromkeys(("SwapConfig", "VideoConfig", "load_config"), "config"),
     **dict.fromkeys(("FaceSwapError",), "errors"),
     **dict.fromkeys(("load_model",), "models"),
+    "list_people": "people",
+    "preview_video": "preview",
     "swap_image": "photo",
+    "swap_video": "video",
     "Swapper": "swap",
     **dict.fromkeys(
         ("Faces", "Identities", "ImageReport", "SwapResult", "VideoInfo", "VideoReport"), "types"

@@ -14,7 +14,7 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -276,15 +276,18 @@ def split(text: str) -> tuple[str, str]:
     return (files or cuts)[0]
 
 
-def settings(chosen: dict[str, Any], schema: type[C] | None = None) -> C:
-    """``--config``, over it the options that are short for a setting, over both ``--set``."""
+def settings(chosen: dict[str, Any], schema: type[SwapConfig] | None = None) -> Any:
+    """``--config``, over it the options that are short for a setting, over both ``--set``.
+
+    An object of `schema`, which is `SwapConfig` if nothing is said.
+    """
     from faceswap.config import SwapConfig, load_config
 
     given = {k: chosen[name] for name, k in SETTINGS.items() if chosen.get(name) is not None}
     if "blend.color_match" in given:
         given["blend.color_match"] = float(given["blend.color_match"])
     short = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
-    kind = cast("type[C]", schema or SwapConfig)
+    kind = schema or SwapConfig
     return load_config(chosen.get("config"), [*short, *chosen["sets"]], schema=kind)
 
 
@@ -395,8 +398,10 @@ def video(names: tuple[str, ...], as_json: bool, **chosen: Any) -> None:
 
     config, preview = settings(chosen, VideoConfig), chosen["preview"]
     extensions = () if preview else VIDEO_EXTENSIONS
-    named = swapped_name(clip, VIDEO_EXTENSIONS, ".mp4")
-    output = chosen["output"] or (swapped_name(clip, ("",), ".png", "preview") if preview else named)
+    if preview:
+        output = chosen["output"] or swapped_name(clip, ("",), ".png", "preview")
+    else:
+        output = chosen["output"] or swapped_name(clip, VIDEO_EXTENSIONS, ".mp4")
     paired = [] if isinstance(source, str) else [photo for pair in source for photo in pair]
     others = [*chosen["source_extra"], *filter(None, [chosen["target_ref"]])]
     check_files([*names, *paired, *others], output, chosen["overwrite"], extensions)
