@@ -78,8 +78,8 @@ class IdentityAttention(nn.Module):
         tokens = self.fc_tokens(identity).unflatten(1, (self.tokens, self.depth))  # (N, T, d)
         query = self.query(h).flatten(2)  # (N, d, HW)
         weight = torch.softmax(tokens @ query * self.depth**-0.5, dim=1)  # (N, T, HW)
-        scale = (self.fc1(tokens).mT @ weight).view_as(h)
-        shift = (self.fc2(tokens).mT @ weight).view_as(h)
+        scale = (self.fc1(tokens).transpose(1, 2) @ weight).view_as(h)
+        shift = (self.fc2(tokens).transpose(1, 2) @ weight).view_as(h)
         out: Tensor = scale * h + shift
         return out
 

@@ -136,8 +136,9 @@ class GuidedAEINet(nn.Module):
         """
         maps = self.attributes(guide)
         identity = F.normalize(identity) * self.embedding_size**0.5
-        h = self.start(identity).view(len(identity), -1, 4, 4)
-        h = F.interpolate(h, size=maps[0].shape[-2:], mode="bilinear", align_corners=True)
+        h = self.start(identity).unflatten(1, (-1, 4, 4))
+        side = self.size // 32  # of the coarsest map; as a number, ONNX needs it
+        h = F.interpolate(h, size=(side, side), mode="bilinear", align_corners=True)
         for index, (block, attribute) in enumerate(zip(self.blocks, maps[:-1], strict=True)):
             h = block(h if index == 0 else _double(h), attribute, identity)
         h = self.fuse(torch.cat([self.to_half(h), maps[-1]], 1))

@@ -111,7 +111,7 @@ def attribute_loss(
 
     FaceShifter (Li et al. 2019), eq. 7: L = 1/2 sum_k |z_k(Y) - z_k(X_t)|^2, with a mean in place
     of the norm (GHOST). In that "original" form the encoder can lower the loss by shrinking its
-    maps; "normalised" divides each level by the mean square of the target's maps and lets no
+    maps; "normalised" divides each sample's map by the mean square of the target's and lets no
     gradient into the target's side.
     """
     total = swapped[0].new_zeros(())
@@ -120,7 +120,8 @@ def attribute_loss(
             total = total + F.mse_loss(mine.float(), theirs.float())
         else:
             fixed = theirs.detach().float()
-            total = total + F.mse_loss(mine.float(), fixed) / (fixed.square().mean() + 1e-6)
+            power = fixed.square().flatten(1).mean(1) + 1e-6
+            total = total + ((mine.float() - fixed).square().flatten(1).mean(1) / power).mean()
     return 0.5 * total
 
 
