@@ -29,9 +29,6 @@ if TYPE_CHECKING:
         VideoInfo,
         VideoReport,
     )
-
-    from faceswap.people import list_people
-    from faceswap.preview import preview_video
     from faceswap.video import swap_video
 
     __version__: str

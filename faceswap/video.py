@@ -189,6 +189,10 @@ class _Work:
         self._end = 0  # pts at which the newest frame ends
         self._lead = Fraction(0)  # seconds before the first frame of all
         self._suffix = journal.output.suffix.lower()
+        begin, end = beside.start or 0, beside.end or Fraction(info.duration)
+        span = max(Fraction(0), min(end, Fraction(info.duration)) - begin)
+        partial = beside.start is not None or beside.end is not None
+        self._total = round(span * info.rate) if partial else info.frames  # 0: nobody knows
 
     def restore(self, start: float) -> float | Fraction | None:
         """Take up the work that is there; where to read from, in seconds of the clip."""
@@ -214,7 +218,7 @@ class _Work:
                 for each in self._swapped(batches):
                     sink.send(each)
                     if progress is not None:
-                        progress(tally.frames, self.info.frames, tally.faces_swapped)
+                        progress(tally.frames, self._total, tally.faces_swapped)
                     following = self.window.next_pts
                     if self.segmented and tally.frames >= due and following is not None:
                         due = tally.frames + length
