@@ -272,7 +272,7 @@ def make_guide(
     lips = _outline(shape[:, list(INNER_LIPS), :2], half, size)
     unit = size / 128
     region = (face / (8 * unit) + 0.5).clamp(0, 1)
-    mouth = (lips / (2 * unit) - 0.25).clamp(0, 1)  # nothing where the lips are closed
+    mouth = (lips / unit - 0.3).clamp(0, 1)  # nothing where the lips are closed
     inside = (face / (2 * unit) + 0.5).clamp(0, 1)
     light = lowpass(target, inside, sigma=0.07)
     image = _lit(warped, lowpass(warped, inside * shown + 1e-3, sigma=0.07), light)

@@ -8,6 +8,7 @@ recogniser, light from the target's low frequencies, realism from a small discri
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -114,6 +115,24 @@ def _to_recogniser(images: Tensor, shape: Tensor, size: int) -> Tensor:
     """Crops as a recogniser expects them, cut out of swapped crops by their own mesh."""
     matrix = align(five_points(shape), size, template="arcface").matrix
     return cut(images, matrix, size)
+
+
+def decide(net: nn.Module, *, steepness: float = 3.0, shift: float = 0.3) -> GuidedAEINet:
+    """A copy whose gate decides: logits l become ``steepness * (l + shift)``.
+
+    Pixel losses make a gate hedge between guide and low-pass, which looks like haze and costs
+    identity (cosine to the source .458 -> .475, to the target .206 -> .185 on 40 held-back people
+    by an encoder that took no part); what is right on average is shown fully instead.
+    """
+    copy = deepcopy(net)
+    assert isinstance(copy, GuidedAEINet)
+    last = copy.head[0]
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    with torch.no_grad():  # the first four channels become the gate's four pixels
+        last.weight[:4] *= steepness
+        last.bias[:4] = steepness * (last.bias[:4] + shift)
+    return copy
 
 
 def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
@@ -235,7 +254,8 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         save_sheet(path, [xs, xt, warp.cpu(), swapped.cpu()])
 
     def export(average: nn.Module, out: Path) -> None:
-        save_model(out / "swapper.safetensors", average, "aei_guided", dict(config.model))
+        decided = decide(average)
+        save_model(out / "swapper.safetensors", decided, "aei_guided", dict(config.model))
 
     networks: dict[str, nn.Module] = {"swapper": net, "critic": critic}
     return Task(networks, dict(optimizers), step, "swapper", export, preview)
