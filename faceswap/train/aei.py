@@ -141,7 +141,7 @@ def _make_critics(config: AeiConfig, embedding_size: int) -> nn.ModuleDict:
 
 def _add(seen: dict[str, float], terms: dict[str, Tensor], parts: int) -> None:
     for name, value in terms.items():
-        seen[name] = seen.get(name, 0.0) + float(value) / parts
+        seen[name] = seen.get(name, 0.0) + float(value.detach()) / parts
 
 
 def _swapper_turn(

@@ -83,7 +83,7 @@ def build(config: DistillConfig, data: Crops, device: torch.device, group: Group
             check_finite(terms)
             gradients.backward(torch.stack([weights[k] * v for k, v in terms.items()]).sum())
             for name, value in terms.items():
-                seen[name] = seen.get(name, 0.0) + float(value) / len(parts)
+                seen[name] = seen.get(name, 0.0) + float(value.detach()) / len(parts)
         gradients.step(optimizer, student.parameters(), config.clip_norm)
         gradients.scaler.update()
         return seen

@@ -1,0 +1,388 @@
+"""Training runs of a few steps: falling loss, resume, seeds, signals, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import synthetic
+import torch
+
+from faceswap.errors import ConfigError, FaceSwapError, MissingMediaError, WeightError
+from faceswap.models import build, load_model, save_model
+from faceswap.train import judges, loop
+from faceswap.train.config import AeiConfig, DistillConfig, RunConfig, load_train_config
+from faceswap.train.data import load_crops
+from faceswap.train.loop import NonFiniteLossError
+from faceswap.train.pairs import PairSampler
+from faceswap.train.parallel import Group, SharedBatchNorm, share_norms
+from faceswap.train.run import build_task, run_training
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "model": {"size": 32, "width": 0.125, "num_blocks": 1},
+    "critic_width": 0.125,
+    "batch_size": 4,
+    "lr": 2e-3,
+    "warmup": 2,
+    "log_every": 2,
+    "save_every": 4,
+    "steps": 4,
+    "same_person": 0.5,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    synthetic.prepared(folder / "data")
+    synthetic.encoder(folder / "encoder.safetensors")
+    return folder
+
+
+def settings(home: Path, **changed: object) -> AeiConfig:
+    given = {**TINY, "data": str(home / "data"), "encoders": [str(home / "encoder.safetensors")]}
+    return AeiConfig.model_validate({**given, **changed})
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "minutes"} for line in lines]
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "last.pt", weights_only=True)["networks"]["swapper"]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_debug_overfits_eight_faces(home, tmp_path):
+    """configs/debug.yaml as it stands, but for the photos, the encoder and fewer steps."""
+    changed = [
+        f"data={home / 'data'}",
+        f"encoders=[{home / 'encoder.safetensors'}]",
+        *("steps=20", "save_every=20", "log_every=5"),
+    ]
+    config = load_train_config(ROOT / "configs" / "debug.yaml", changed)
+    assert run_training(config, tmp_path) == 20
+    first, *_, last = metrics(tmp_path)
+    assert last["reconstruction"] < 0.6 * first["reconstruction"]
+    assert last["attribute"] < 0.6 * first["attribute"]
+    assert (tmp_path / "sample-0000020.png").exists()
+    network = load_model(tmp_path / "swapper.safetensors")
+    swapped = network(torch.rand(2, 3, 32, 32), torch.rand(2, 16))
+    assert swapped.shape == (2, 3, 32, 32)
+
+
+def test_resume_is_exact(home, tmp_path, monkeypatch):
+    """Killed between checkpoints, with lines in the log that no checkpoint knows of."""
+    config = settings(home, steps=6)
+    run_training(config, tmp_path / "whole")
+    real = loop.save_checkpoint
+
+    def killed(path, task, step, **given):
+        if step == 6:
+            raise KeyboardInterrupt
+        real(path, task, step, **given)
+
+    monkeypatch.setattr(loop, "save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(config, tmp_path / "killed")
+    monkeypatch.setattr(loop, "save_checkpoint", real)
+    assert metrics(tmp_path / "killed")[-1]["step"] == 6
+    assert run_training(config, tmp_path / "killed", resume=True) == 6
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    assert same(weights_of(tmp_path / "killed"), weights_of(tmp_path / "whole"))
+
+
+def test_two_seeds_differ(home, tmp_path):
+    for seed in (0, 1):
+        run_training(settings(home, steps=1, seed=seed), tmp_path / str(seed))
+    assert not same(weights_of(tmp_path / "0"), weights_of(tmp_path / "1"))
+
+
+def test_sigterm_leaves_a_checkpoint(home, tmp_path):
+    config = settings(home, steps=1000, log_every=1)
+    seen: list[str] = []
+
+    def report(line: str) -> None:
+        seen.append(line)
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_training(config, tmp_path, report=report) == 2
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 2
+    assert (tmp_path / "swapper.safetensors").exists()
+
+
+def test_time_budget(home, tmp_path):
+    assert run_training(settings(home, steps=50), tmp_path, max_minutes=0) == 1
+    assert (tmp_path / "last.pt").exists()
+
+
+def test_old_checkpoints_are_kept(home, tmp_path):
+    run_training(settings(home, steps=3, save_every=1, keep=2), tmp_path)
+    assert sorted(p.name for p in tmp_path.glob("*.pt")) == [
+        "last.pt",
+        "step-0000002.pt",
+        "step-0000003.pt",
+    ]
+
+
+def test_a_loss_that_is_not_finite_is_named(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        judges.IdentityJudge, "distance", lambda self, a, b: torch.tensor(float("nan"))
+    )
+    with pytest.raises(NonFiniteLossError, match="not finite: identity;"):
+        run_training(settings(home), tmp_path)
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(home, tmp_path, monkeypatch):
+    real = torch.save
+
+    def full(state, path):
+        if state["step"] < 2:
+            return real(state, path)
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(WeightError, match=r"step 2 cannot be written .*No space left"):
+        run_training(settings(home, save_every=1), tmp_path)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 1
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_runs_are_neither_overwritten_nor_mixed(home, tmp_path):
+    with pytest.raises(ConfigError, match="no run to resume"):
+        run_training(settings(home), tmp_path / "new", resume=True)
+    run_training(settings(home, steps=1), tmp_path / "run")
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run_training(settings(home), tmp_path / "run")
+    other = {**TINY["model"], "num_blocks": 2}
+    with pytest.raises(ConfigError, match="made by another architecture"):
+        run_training(settings(home, model=other), tmp_path / "run", resume=True)
+
+
+def test_data_that_cannot_be(home, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MissingMediaError, match="faceswap prepare"):
+        run_training(settings(home, data=str(tmp_path / "empty")), tmp_path / "a")
+    alone = synthetic.prepared(tmp_path / "alone", photos=1)
+    with pytest.raises(ConfigError, match="one photo of each person"):
+        run_training(settings(home, data=str(alone)), tmp_path / "b")
+    config = settings(home, data=str(alone), same_person=0, steps=1)
+    assert run_training(config, tmp_path / "b") == 1
+
+
+def test_settings_that_do_not_go_together(home, tmp_path):
+    with pytest.raises(ConfigError, match="batch_size 4 does not divide"):
+        run_training(settings(home, accumulate=3), tmp_path)
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        run_training(settings(home, precision="fp16"), tmp_path)
+    with pytest.raises(WeightError, match=r"nobody\.safetensors: no such weight file"):
+        run_training(settings(home, encoders=["nobody.safetensors"]), tmp_path)
+
+
+# ---------------------------------------------------------------- the recipe
+
+
+def test_pairs_are_of_one_person_as_often_as_asked(home):
+    data = load_crops(home / "data")
+    share = AeiConfig().augment
+    sampler = PairSampler(data, 32, share, same_person=0.5, device=torch.device("cpu"))
+    source, target, pairs = sampler.rows_of(4000, torch.Generator().manual_seed(0))
+    assert torch.equal(pairs, data.identity[source] == data.identity[target])
+    people = data.identity[sampler.rows].unique().numel()
+    assert float(pairs.float().mean()) == pytest.approx(0.5 + 0.5 / people, abs=0.03)
+    # Half of all were drawn as another photo; strangers are the same photo 1 time in all rows.
+    copies = float((source == target).float().mean())
+    assert copies == pytest.approx(0.5 / len(sampler.rows), abs=0.02)
+    assert not data.held_back[source].any()
+
+
+def test_views_match_their_points(home):
+    """The eyes of the view are where its points say, mirrored or not."""
+    data = load_crops(home / "data")
+    augment = AeiConfig().augment.model_copy(update={"color": 0.0, "rotation": 8.0})
+    sampler = PairSampler(data, 64, augment, same_person=0.5, device=torch.device("cpu"))
+    pairs, count = sampler.draw(8, torch.Generator().manual_seed(3))
+    assert count == int(pairs.same.sum())
+    assert (pairs.points[:, 0, 0] < pairs.points[:, 1, 0]).all()
+    for view, (left, right, nose, *_) in zip(
+        pairs.target, pairs.points.round().long(), strict=True
+    ):
+        eyes = [view[:, y, x] for x, y in (left.tolist(), right.tolist())]
+        skin = view[:, nose[1], nose[0]]
+        assert (eyes[0] - eyes[1]).abs().max() < 0.02
+        assert (eyes[0] - skin).abs().max() > 0.05
+
+
+def test_every_term_can_be_on(home, tmp_path, monkeypatch):
+    net = build("mesh", widths=(8, 8, 8, 8, 8), depths=(1, 1, 1, 1, 1), rank=8, size=64)
+    monkeypatch.setattr(judges, "load_model", lambda name, device: net.eval())
+    names = AeiConfig().losses.model_dump()
+    config = settings(
+        home,
+        losses={**dict.fromkeys(names, 0.1)},
+        steps=1,
+        log_every=1,
+        accumulate=2,
+        embedding_noise=0.05,
+        precision="bf16",
+        augment={"degrade": 0.5},
+        clip_norm=1.0,
+        attribute_form="original",
+        encoders=[str(home / "encoder.safetensors")] * 2,
+    )
+    run_training(config, tmp_path)
+    assert set(names) | {"critic", "critic_identity", "critic_pair"} == set(
+        metrics(tmp_path)[0]
+    ) - {"step"}
+
+
+def test_accumulation_gives_the_same_losses(home):
+    """Parts add up to the whole batch where no batch norm looks across it."""
+    seen = []
+    for parts in (1, 2):
+        model = {**TINY["model"], "attribute_encoder": "unet"}
+        config = settings(home, accumulate=parts, model=model, losses={"adversarial": 0})
+        task = build_task(config, torch.device("cpu"), Group())
+        for module in task.networks["swapper"].modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 0.0
+                module.forward = lambda x: x  # type: ignore[method-assign]
+        seen.append(task.step(0, torch.Generator().manual_seed(1)))
+    assert seen[0] == pytest.approx(seen[1], rel=1e-4)
+
+
+def test_begin_with_published_files(home, tmp_path):
+    """A plain state dict of a generator goes to the generator, one of a critic to the critic."""
+    config = settings(home, steps=1)
+    donor = build_task(settings(home, seed=9), torch.device("cpu"), Group())
+    critic = build("discriminator", width=0.125)
+    generator = tmp_path / "G.pth"
+    torch.save(donor.networks["swapper"].state_dict(), generator)
+    torch.save(critic.state_dict(), tmp_path / "D.pth")
+    config = settings(home, init=[str(generator), str(tmp_path / "D.pth")])
+    task = build_task(config, torch.device("cpu"), Group())
+    assert same(task.networks["swapper"].state_dict(), donor.networks["swapper"].state_dict())
+    assert same(task.networks["critic"].state_dict(), critic.state_dict())
+
+
+def test_a_student_learns_from_a_teacher(home, tmp_path):
+    args = {"size": 32, "width": 0.25, "num_blocks": 1, "embedding_size": 16}
+    torch.manual_seed(3)
+    save_model(tmp_path / "teacher.safetensors", build("aei", **args), "aei", args)
+    given = {k: v for k, v in TINY.items() if k != "critic_width"}
+    config = DistillConfig.model_validate(
+        {
+            **given,
+            "data": str(home / "data"),
+            "encoders": [str(home / "encoder.safetensors")],
+            "teacher": str(tmp_path / "teacher.safetensors"),
+            "steps": 10,
+        }
+    )
+    run_training(config, tmp_path / "run")
+    first, *_, last = metrics(tmp_path / "run")
+    assert last["pixels"] < 0.7 * first["pixels"]
+    big = {**TINY["model"], "size": 64}
+    with pytest.raises(ConfigError, match=r"set model\.size=32"):
+        run_training(config.model_copy(update={"model": type(config.model)(**big)}), tmp_path / "x")
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def test_shared_batch_norm_alone_is_batch_norm(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: None)
+    plain = torch.nn.BatchNorm2d(3)
+    shared = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+    share_norms(shared)
+    assert type(shared[0]) is SharedBatchNorm
+    x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    left, right = plain(a), shared(b)
+    assert torch.allclose(left, right, atol=1e-5)
+    (left**3).sum().backward()
+    (right**3).sum().backward()
+    assert torch.allclose(a.grad, b.grad, atol=1e-3)
+    assert torch.allclose(plain.running_var, shared[0].running_var, rtol=1e-4)
+
+
+PROGRAM = """
+import json, sys, torch
+from pathlib import Path
+torch.set_num_threads(1)
+from faceswap.train.config import AeiConfig
+from faceswap.train.run import run_training
+run_training(AeiConfig.model_validate(json.loads(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+def test_two_processes_are_one_with_twice_the_batch(home, tmp_path):
+    config = settings(home, steps=2, log_every=1)
+    run_training(config, tmp_path / "one")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", str(tmp_path / "program.py")]
+    command += [config.model_dump_json(), str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert [line.keys() for line in one] == [line.keys() for line in two]
+    assert two[0] == pytest.approx(one[0], rel=1e-3)
+    assert two[1] == pytest.approx(one[1], rel=0.03)  # Adam's first step amplifies rounding
+    a, b = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    assert a.keys() == b.keys()
+
+
+def test_lite_tasks_run_in_one_process(home, tmp_path, monkeypatch):
+    monkeypatch.setattr("faceswap.train.run.join_group", lambda device: Group(0, 2))
+    config = load_train_config(ROOT / "configs" / "lite_landmarks.yaml")
+    with pytest.raises(ConfigError, match="runs in one process"):
+        run_training(config, tmp_path)
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_typos_are_named(tmp_path):
+    path = tmp_path / "my.yaml"
+    for text, said in (
+        ("task: aie", "unknown task 'aie': did you mean aei"),
+        ("task: aei\nlosses: {identiy: 3}", "did you mean losses.identity"),
+        ("task: aei\nmodel: {num_block: 3}", "did you mean model.num_blocks"),
+        ("task: aei\nmodel: {num_blocks: 4}", "model.num_blocks: should be 1, 2 or 3"),
+        ("task: swapper\nlosses: {tine: 3}", "unknown loss of swapper 'tine': did you mean tone"),
+        ("task: aei\naugment: {color: 2}", "augment.color: should be less than or equal to 1"),
+    ):
+        path.write_text(text)
+        with pytest.raises(FaceSwapError) as raised:
+            load_train_config(path)
+        assert said in str(raised.value)
+
+
+def test_init_is_a_file_or_several():
+    assert RunConfig(task="aei", init="a.pth").init == ("a.pth",)
+    assert RunConfig(task="aei", init=["a.pth", "b.pth"]).init == ("a.pth", "b.pth")
+    assert RunConfig(task="aei", init="").init == ()
