@@ -32,6 +32,7 @@ _CLOSEST_SECONDS = 0.1  # samples are never nearer together
 _CONFIDENT = 0.05  # quality under which a face says nothing about who it is
 _GOOD = 0.4  # quality of a face that is believed though it is seen once
 _LARGE_PORTRAITS = 64  # kept at full size
+_RIVALS = 12  # people, the one that is looked for among them, who are told apart
 _NEVER = 1e6  # distance of what cannot be the same
 _VIEW = 2.2  # side of a portrait, in sizes of the face
 _PORTRAIT = 1024  # px, longest side of a portrait
@@ -69,8 +70,9 @@ def most_present(swapper: Swapper, clip: str, config: VideoConfig) -> tuple[Tens
     """Whom to swap if nobody was named: the person seen in most of the clip.
 
     Returns:
-        Their identity ``(1, D)``, and one line about them. None and "" if a single person is in
-        view; if they are so in one shot, the identity network has not run.
+        Their identity, and behind it those of others in the clip, whom they are not to be mistaken
+        for, ``(K, D)``; and one line about them. None and "" if a single person is in view; if
+        they are so in one shot, the identity network has not run.
 
     Raises:
         MediaError: the clip cannot be read.
@@ -83,7 +85,7 @@ def most_present(swapper: Swapper, clip: str, config: VideoConfig) -> tuple[Tens
     if len(people) < 2:
         return None, ""
     first, second = people[:2]
-    return first.embedding[None], (
+    return torch.stack([person.embedding for person in people[:_RIVALS]]), (
         f"{len(people)} people are in the clip; the one seen in {first.share:.0%} of it is "
         f"swapped, the next is in {second.share:.0%} (--target-ref takes another, `faceswap "
         "faces` shows who is there)"

@@ -54,7 +54,7 @@ class Cast:
     """Who is put on whom."""
 
     identities: Identities
-    roles: tuple[int, ...]  # row of `identities` for each reference
+    roles: tuple[int, ...]  # row of `identities` for each reference; -1 = to be left alone
     references: Tensor | None  # (K, D) float32
     everyone: bool
     person: str = ""  # one line about whom the clip itself had to name
@@ -366,7 +366,8 @@ def cast_of(
     if all_faces:
         return Cast(identities, (0,), None, True)
     references, person = most_present(swapper, clip, config)
-    return Cast(identities, (0,), references, False, person)
+    others = 0 if references is None else len(references) - 1
+    return Cast(identities, (0,) + (-1,) * others, references, False, person)
 
 
 def casting_of(swapper: Swapper, config: VideoConfig, cast: Cast) -> Casting:

@@ -78,7 +78,7 @@ class Window:
     Args:
         swapper: loaded with ``video=True``.
         identities: the people to put in.
-        roles: row of `identities` for each source that `casting` hands out.
+        roles: row of `identities` for each source that `casting` hands out; -1 = left alone.
         casting: who becomes whom.
         config: settings of the clip.
         rate: frames per second.
@@ -228,12 +228,16 @@ class Window:
             self.casting.decide(frame, visible, self._analysed - 1, self._describe)
             for track in visible:
                 opacity = self._opacity(track, frame)
-                if track.source is not None and track.source >= 0 and opacity > 0:
+                if self._role(track) >= 0 and opacity > 0:
                     rows.append(_Row(frame, track, opacity))
         return rows
 
     def _substantial(self, track: Track) -> bool:
         return track.seen >= self._least or (track.sudden and track.cut_off)
+
+    def _role(self, track: Track) -> int:
+        """Row of the identities that a track receives; -1 = left alone."""
+        return -1 if track.source is None or track.source < 0 else self.roles[track.source]
 
     def _opacity(self, track: Track, frame: int) -> float:
         """Fading in where somebody comes into view, out where they leave; not at cuts."""
@@ -266,7 +270,7 @@ class Window:
                 waiting.frames,
                 faces,
                 self.identities,
-                torch.tensor([self.roles[row.track.source or 0] for row in rows], device=device),
+                torch.tensor([self._role(row.track) for row in rows], device=device),
                 mesh=mesh,
                 side=side,
                 opacity=torch.tensor([row.opacity for row in rows], device=device),
@@ -369,7 +373,7 @@ class Window:
         tally.faces_swapped += len(rows)
         for row in rows:
             tally.bridged += not row.track.places[row.frame].seen and row.frame % every == 0
-            seconds, source = self._seconds[row.frame], self.roles[row.track.source or 0]
+            seconds, source = self._seconds[row.frame], self._role(row.track)
             entry = tally.swaps.setdefault(row.track.number, [source, seconds, seconds, 0])
             entry[2], entry[3] = seconds, entry[3] + 1
 
