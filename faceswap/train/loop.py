@@ -152,7 +152,7 @@ def load_checkpoint(path: Path, task: Task) -> tuple[int, dict[str, float]]:
         for name, scaler in task.scalers.items():
             scaler.load_state_dict(state.get("scalers", {}).get(name, {}) or scaler.state_dict())
     except (KeyError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())[:160]
         raise ConfigError(f"{path}: made by another architecture or task ({reason})") from error
     torch.set_rng_state(state["rng"])
     return int(state["step"]), state.get("sums", {})
