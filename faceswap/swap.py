@@ -37,7 +37,7 @@ from faceswap.ops.color import color_statistics, transfer_color
 from faceswap.ops.geometry import TEMPLATES, Alignment, align
 from faceswap.ops.guide import ShapeModel, make_guide
 from faceswap.ops.mask import Response, adaptive_mask, ghost_mask
-from faceswap.ops.topology import five_points
+from faceswap.ops.topology import MESH_POINTS, covering, five_points
 from faceswap.types import Faces, Identities, SwapResult
 
 SOURCE_SIDE = 512  # px, side of the source crops that warp guidance takes its texture from
@@ -289,7 +289,7 @@ class Swapper:
         """Dense landmarks in frame pixels ``(N, P, 3)``, and the swapper's crops."""
         with self._stage("landmarks"):
             mesh = self.landmarks(frames, faces) if mesh is None else mesh
-            points = five_points(mesh) if mesh.shape[1] == 478 else faces.points
+            points = five_points(mesh) if mesh.shape[1] == MESH_POINTS else faces.points
             return mesh, align(points, size, template=self.pack.template)
 
     def _generate(
@@ -353,7 +353,8 @@ class Swapper:
                 feather_wide=settings.feather * settings.sharpen,
                 feather_narrow=settings.feather * settings.soften,
             )
-            return adaptive_mask(swapped, target, side, response=response)
+            cover = covering(swapped, target) if swapped.shape[1] == MESH_POINTS else swapped
+            return adaptive_mask(cover, target, side, response=response)
         if swapped.shape[1] != 106:
             raise ConfigError(
                 f"mask.kind: ghost needs the 106 landmarks of a ghost pack, {self.pack.name} has "

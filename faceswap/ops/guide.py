@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from faceswap.ops.topology import CONTROL, FACE, INNER_LIPS, OUTER_LIPS, SURFACE
+from faceswap.ops.topology import CONTROL, FACE, INNER_LIPS, OUTER_LIPS, SURFACE, covering
 from faceswap.types import Guide
 
 
@@ -268,7 +268,7 @@ def make_guide(
     shown = ((grid.abs().amax(-1, keepdim=True) < 1).permute(0, 3, 1, 2)).float()
     # Distances are smooth: half the side is enough, and four times cheaper.
     half = size // 2
-    face = _outline(shape[:, list(FACE), :2], half, size)
+    face = _outline(covering(shape, target_mesh)[:, list(FACE), :2], half, size)
     lips = _outline(shape[:, list(INNER_LIPS), :2], half, size)
     unit = size / 128
     region = (face / (8 * unit) + 0.5).clamp(0, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+MESH_POINTS = 478
 SURFACE = 468  # points of the face's surface; the irises after them move with the gaze
 # In drawing order; left and right as seen in the picture.
 FACE_OVAL = (
@@ -17,6 +18,12 @@ FACE = (
     151, 337, 299, 333, 298, 301, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
     152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 71, 68, 104, 69, 108,
 )  # fmt: skip
+# What has to cover the target's brows: the top of FACE and the brows themselves.
+FOREHEAD = (
+    *(151, 337, 299, 333, 298, 301, 71, 68, 104, 69, 108),
+    *(70, 63, 105, 66, 107, 55, 65, 52, 53, 46, 336, 296, 334, 293, 300, 276, 283, 282, 295, 285),
+)
+BRIDGE = 168  # of the nose, between the eyes
 INNER_LIPS = (
     78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95,
 )  # fmt: skip
@@ -45,6 +52,30 @@ CONTROL = (
     468,
     473,
 )
+
+
+def covering(swapped: Tensor, target: Tensor) -> Tensor:
+    """The swapped face's mesh with its forehead wide enough to hide the target's brows.
+
+    A point of the brows or above them is moved out to the target's own and an eighth beyond where
+    that is farther from the bridge of the nose; else two pairs of brows would show when the target
+    raises theirs.
+
+    Args:
+        swapped: ``(N, 478, 2 or 3)`` float32, crop pixels.
+        target: of the same shape, same crop.
+
+    Returns:
+        ``(N, 478, 2 or 3)`` float32, for outlines only.
+    """
+    rows = list(FOREHEAD)
+    centre = swapped[:, BRIDGE : BRIDGE + 1, :2]
+    own = swapped[:, rows, :2] - centre
+    wanted = 1.125 * (target[:, rows, :2] - centre)
+    farther = wanted.norm(dim=-1, keepdim=True) > own.norm(dim=-1, keepdim=True)
+    out = swapped.clone()
+    out[:, rows, :2] = centre + torch.where(farther, wanted, own)
+    return out
 
 
 def five_points(mesh: Tensor) -> Tensor:
