@@ -32,6 +32,7 @@ from faceswap.models import load_model
 from faceswap.models.aei import AEINet
 from faceswap.models.centerface import CenterFace
 from faceswap.models.guided import GuidedAEINet
+from faceswap.models.iresnet import IResNet
 from faceswap.ops.blend import paint
 from faceswap.ops.color import color_statistics, transfer_color
 from faceswap.ops.geometry import TEMPLATES, Alignment, align
@@ -42,7 +43,7 @@ from faceswap.types import Faces, Identities, SwapResult
 
 SOURCE_SIDE = 512  # px, side of the source crops that warp guidance takes its texture from
 GUIDED_SIDES = (128, 256, 512)  # px, sides a guided swap may be rendered at
-GHOST_MASK_SIDE = 224  # px, the crop that the original's mask table is written for
+GHOST_MASK_SIDE = 224  # px, the original's crop: its mask table and recogniser go by it
 
 _log = logging.getLogger("faceswap")
 
@@ -122,7 +123,7 @@ class Swapper:
             pack=pack,
             detector=_load_detector(config, pack, device, video=video),
             landmarks=_load_landmarks(pack, device),
-            encoder=IdentityEncoder(load_model(pack.identity, device=device)),
+            encoder=_load_encoder(pack, device),
             generator=generator,
             device=device,
         )
@@ -451,6 +452,13 @@ def _load_detector(
         return CenterFaceDetector(model, sides=sides, threshold=settings.threshold or 0.5)
     path = weights.resolve(pack.detector)
     return ScrfdDetector(path, threshold=settings.threshold or 0.6)
+
+
+def _load_encoder(pack: weights.Pack, device: torch.device) -> IdentityEncoder:
+    model = load_model(pack.identity, device=device)
+    if isinstance(model, IResNet):  # GHOST gives it its own swap crop, halved by the network
+        return IdentityEncoder(model, template=pack.template, size=GHOST_MASK_SIDE)
+    return IdentityEncoder(model)
 
 
 def _load_landmarks(pack: weights.Pack, device: torch.device) -> Landmarker:

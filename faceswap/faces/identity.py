@@ -16,15 +16,20 @@ DEFAULT_SIDE = 112  # px, of ArcFace crops
 
 
 class IdentityEncoder:
-    """A recogniser together with the crop it expects (the ArcFace five-point template).
+    """A recogniser together with the crop it expects (ArcFace's five-point template as a rule).
 
     Args:
         model: ``(n, 3, S, S)`` RGB in [0, 1] -> ``(n, D)``; its attribute ``size`` is S.
+        template: pose template of the crops it was trained on, a key of `ops.geometry.TEMPLATES`.
+        size: S, in place of the model's.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, *, template: str = "arcface", size: int | None = None
+    ) -> None:
         self.model: Any = model
-        self.size = int(getattr(model, "size", DEFAULT_SIDE))
+        self.template = template
+        self.size = size or int(getattr(model, "size", DEFAULT_SIDE))
 
     @torch.no_grad()
     def __call__(
@@ -33,13 +38,13 @@ class IdentityEncoder:
         faces: Faces,  # N faces
     ) -> Tensor:
         """Raw embeddings ``(N, D) float32``, row i of face i; compare them by cosine."""
-        crops = align(faces.points, self.size, template="arcface").crop(frames, faces.frame)
+        crops = align(faces.points, self.size, template=self.template).crop(frames, faces.frame)
         return self.embed(crops)
 
     @torch.no_grad()
     def embed(
         self,
-        crops: Tensor,  # (N, 3, S, S) float RGB in [0, 1], cut by the ArcFace template
+        crops: Tensor,  # (N, 3, S, S) float RGB in [0, 1], cut by `template`
     ) -> Tensor:
         """Raw embeddings of crops, ``(N, D) float32``."""
         if not len(crops):

@@ -42,7 +42,9 @@ def distillation_loss(
 def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     """The identity task on a prepared folder with embeddings."""
     if data.embedding is None:
-        raise ConfigError(f"{config.data}: no identity embeddings; prepare it with --embed")
+        raise ConfigError(
+            f"{config.data}: no identity embeddings; make it again with faceswap prepare"
+        )
     net = IdentityNet(**config.model).to(device)
     teacher = data.embedding
     rows = torch.nonzero(~data.held_back)[:, 0]

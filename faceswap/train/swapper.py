@@ -138,7 +138,9 @@ def decide(net: nn.Module, *, steepness: float = 3.0, shift: float = 0.3) -> Gui
 def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     """The swapper task on a prepared folder with embeddings."""
     if data.embedding is None:
-        raise ConfigError(f"{config.data}: no identity embeddings; prepare it with --embed")
+        raise ConfigError(
+            f"{config.data}: no identity embeddings; make it again with faceswap prepare"
+        )
     embeddings = data.embedding
     net = GuidedAEINet(**config.model).to(device)
     critic = PatchDiscriminator().to(device)
