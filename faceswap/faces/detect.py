@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import batched_nms, box_area, box_iou
 
 from faceswap.models.centerface import STRIDE, CenterFace, CenterMaps
+from faceswap.ops.boxes import batched_nms, box_area, box_iou
 from faceswap.ops.geometry import TEMPLATES, fit_similarity, rotate90
 from faceswap.types import Faces
 

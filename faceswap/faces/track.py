@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from faceswap.faces.identity import similarity
+from faceswap.ops.boxes import box_iou
 from faceswap.types import Faces
 
 _REACH = 0.45  # of the face's size: how far from its expected place a face may be
