@@ -19,6 +19,7 @@ from faceswap import weights
 from faceswap.config import SwapConfig
 from faceswap.errors import ConfigError, DeviceError, MissingWeightError, NoFaceError
 from faceswap.faces.detect import (
+    PHOTO_FINE,
     PHOTO_SIDES,
     VIDEO_SIDES,
     CenterFaceDetector,
@@ -139,8 +140,12 @@ class Swapper:
             sure = self.detector.threshold
             detector = self.detector if unsure == 1 else self.detector.with_threshold(sure * unsure)
             if self.config.detector.rotate:
-                return detect_any_rotation(detector, frames, sure=sure)
-            return detector(frames)
+                faces = detect_any_rotation(detector, frames, sure=sure)
+            else:
+                faces = detector(frames)
+            if not len(faces) and isinstance(detector, CenterFaceDetector):
+                return detector.look_closer(frames)
+            return faces
 
     def embed(self, frames: Tensor, faces: Faces) -> Tensor:
         """Identity embeddings ``(N, D)`` of faces, as the generator wants them."""
@@ -449,7 +454,9 @@ def _load_detector(
     if weights.entry(pack.detector).arch == "centerface":
         model = CenterFace.from_onnx(weights.resolve(pack.detector)).to(device).eval()
         sides = settings.sides or (VIDEO_SIDES if video else PHOTO_SIDES)
-        return CenterFaceDetector(model, sides=sides, threshold=settings.threshold or 0.5)
+        fine = 0 if video or settings.sides else PHOTO_FINE
+        threshold = settings.threshold or 0.5
+        return CenterFaceDetector(model, sides=sides, fine=fine, threshold=threshold)
     path = weights.resolve(pack.detector)
     return ScrfdDetector(path, threshold=settings.threshold or 0.6)
 

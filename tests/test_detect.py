@@ -337,3 +337,21 @@ def test_scrfd_runs_through_insightface_in_rgb(tmp_path: Path) -> None:
     assert faces.frame.tolist() == [0, 2, 2]
     assert faces.box.tolist() == [[304, 48, 336, 80], [16, -16, 48, 16], [48, 304, 80, 336]]
     assert faces.points[0].tolist() == [[320 + 2 * i, 65 + 2 * i] for i in range(5)]
+
+
+def test_a_face_of_24_px_in_a_large_photo_is_found_at_a_second_look() -> None:
+    """It is 24 px in 3840: shrunk to 1280 the detector misses it."""
+    from skimage.data import astronaut
+
+    from faceswap.faces.detect import PHOTO_FINE, PHOTO_SIDES
+
+    head = torch.from_numpy(astronaut()[10:250, 100:340].copy()).permute(2, 0, 1)[None].float()
+    small = torch.nn.functional.interpolate(head, size=(56, 56), mode="area")  # its face: 24 px
+    frame = torch.full((1, 3, 2160, 3840), 120, dtype=torch.uint8)
+    frame[..., 700:756, 1300:1356] = small.round().byte()
+    detector = CenterFaceDetector(sides=PHOTO_SIDES, fine=PHOTO_FINE)
+    assert len(detector(frame)) == 0
+    (box,) = detector.look_closer(frame).box.tolist()
+    assert 1300 < box[0] < box[2] < 1356
+    assert 16 < box[2] - box[0] < 34
+    assert len(CenterFaceDetector(sides=PHOTO_SIDES).look_closer(frame)) == 0

