@@ -106,6 +106,11 @@ class Swapper:
             video: detect at the faster working resolutions meant for clips.
         """
         pack = weights.pack(config.pack)
+        if config.restorer.enabled:
+            raise ConfigError(
+                f"pack {pack.name} has no face restorer that runs yet; leave --restore and "
+                "restorer.enabled out"
+            )
         device = choose_device(config.device)
         needed = [name for name in pack.weights if not (config.swapper and name == pack.swapper)]
         missing = [name for name in needed if not weights.present(name)]

@@ -199,3 +199,8 @@ def test_cuda_is_never_replaced_in_silence(caplog: pytest.LogCaptureFixture) -> 
     with pytest.raises(DeviceError, match="--device cuda"):
         choose_device("cuda")
     assert choose_device("auto").type == "cpu"
+
+
+def test_a_restorer_that_is_not_there_is_refused_not_ignored(lite_pack: Pack) -> None:
+    with pytest.raises(ConfigError, match="no face restorer"):
+        Swapper.from_config(SwapConfig.model_validate({"restorer": {"enabled": True}}))
