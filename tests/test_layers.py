@@ -199,6 +199,14 @@ def test_nothing_heavy_is_loaded(code):
     assert loaded_by(code) & HEAVY == set()
 
 
+def test_a_swap_loads_no_library_it_does_not_use():
+    """Each of these costs a cold start between a tenth of a second and several seconds."""
+    loaded = loaded_by("import faceswap.photo, faceswap.video")
+    assert "torch" in loaded
+    unused = {"kornia", "torchvision", "scipy", "skimage", "insightface", "onnx", "onnxruntime"}
+    assert loaded & unused == set()
+
+
 def test_help_loads_nothing_heavy():
     run = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "faceswap", "--help"],

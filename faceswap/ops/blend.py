@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import kornia.filters
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,9 +80,11 @@ def laplacian_blend(
 
 def _halve(image: Tensor) -> Tensor:
     """Half the size after a five-tap binomial blur."""
+    from kornia.filters import filter2d_separable  # a second to load, and no default needs it
+
     size = [max(1, (side + 1) // 2) for side in image.shape[-2:]]
     kernel = image.new_tensor([[1.0, 4.0, 6.0, 4.0, 1.0]]) / 16.0
-    blurred: Tensor = kornia.filters.filter2d_separable(image, kernel, kernel, "replicate")
+    blurred: Tensor = filter2d_separable(image, kernel, kernel, "replicate")
     return F.interpolate(blurred, size, mode="bilinear", align_corners=False)
 
 
