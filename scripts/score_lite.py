@@ -1,9 +1,13 @@
-"""Score the lite pack's networks on people held back from training.
+"""Score the lite pack's networks on people held back from training; says which weights are better.
 
-python scripts/score_lite.py data/prepared --encoder ../shared/teachers/omz_reid.ts 128
+    python scripts/score_lite.py DATA --swapper A.safetensors --swapper B.safetensors \\
+        --encoder mobilefacenet.ts --encoder omz_reid.ts \\
+        --facemesh facemesh.ts --iris iris.ts --took-part mobilefacenet
 
-The prepared folder is the one the networks were trained from: a person is held back by a hash of
-their name (`faceswap.train.data.is_held_back`). Prints the figures of weights/README.md as JSON.
+DATA is what `faceswap prepare` made; a person is held back by a hash of their name
+(`faceswap.train.data.is_held_back`). Swaps are scored against the target redrawn and the bare
+warp, all on the same pairs (`score_swaps`). ``--landmarks FILE`` and ``--identity FILE`` score
+those networks. Without any file the networks of the pack are scored.
 """
 
 from __future__ import annotations
@@ -11,21 +15,41 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
+import time
+import warnings
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from score_swaps import Scored, Scorer, choose_pairs, score_all
 from torch import Tensor, nn
 
+from faceswap.errors import ConfigError, FaceSwapError
+from faceswap.evaluate.intervals import estimate
+from faceswap.evaluate.report import finite
 from faceswap.models import load_model
 from faceswap.models.guided import GuidedAEINet
 from faceswap.models.mesh import MARGIN, TEMPLATE
 from faceswap.ops.geometry import align
-from faceswap.ops.guide import ShapeModel, make_guide
+from faceswap.ops.guide import ShapeModel
 from faceswap.ops.topology import five_points
-from faceswap.train.data import Crops, cut, load_crops, map_points
+from faceswap.train.data import Crops, cut, load_crops
+from faceswap.train.label import (
+    MeshLabeler,
+    PackLabeler,
+    TeacherLabeler,
+    load_recogniser,
+    load_script,
+)
+from faceswap.train.preview import save_sheet
 
 PART = 32
+CPU = torch.device("cpu")
+SHOWN = 10  # swaps of the sheet
+FINE = ("border_tone", "blur_ratio")  # two digits
 
 
 def score_landmarks(data: Crops, net: nn.Module, count: int = 300) -> dict[str, float]:
@@ -35,14 +59,15 @@ def score_landmarks(data: Crops, net: nn.Module, count: int = 300) -> dict[str, 
     truth = data.mesh[rows][..., :2]
     eyes = five_points(truth)
     unit = (eyes[:, 0] - eyes[:, 1]).norm(dim=-1)
-    at = align(data.points[rows], net.size, template=TEMPLATE, margin=MARGIN)
-    views = cut(data.pixels(rows), at.matrix, net.size)
+    size = int(net.size)  # type: ignore[arg-type]
+    at = align(data.points[rows], size, template=TEMPLATE, margin=MARGIN)
+    views = cut(data.pixels(rows), at.matrix, size)
     found = torch.cat([net(part)[0] for part in views.split(PART)])
     error = (at.inverse_points(found[..., :2]) - truth).norm(dim=-1).mean(1) / unit * 100
     return {"faces": len(rows), "mean_%": float(error.mean()), "median_%": float(error.median())}
 
 
-def score_identity(data: Crops, net: nn.Module) -> dict[str, float]:
+def score_identity(data: Crops, net: nn.Module) -> dict[str, float | None]:
     """Verification on LFW people held back, and agreement with the teacher's embeddings."""
     by_person: dict[int, list[int]] = {}
     for row in torch.nonzero(data.held_back)[:, 0].tolist():
@@ -54,9 +79,10 @@ def score_identity(data: Crops, net: nn.Module) -> dict[str, float]:
     other = [(first[i], first[j]) for i, j in itertools.pairwise(order)][: len(same)]
     rows = torch.tensor(sorted({row for pair in same + other for row in pair}))
     place = {row: i for i, row in enumerate(rows.tolist())}
-    at = align(data.points[rows], net.size, template="arcface").matrix
+    size = int(net.size)  # type: ignore[arg-type]
+    at = align(data.points[rows], size, template="arcface").matrix
     parts = zip(rows.split(PART), at.split(PART), strict=True)
-    embedding = torch.cat([net(cut(data.pixels(r), m, net.size)) for r, m in parts])
+    embedding = torch.cat([net(cut(data.pixels(r), m, size)) for r, m in parts])
     unit = F.normalize(embedding)
 
     def cosine(pairs: list[tuple[int, int]]) -> Tensor:
@@ -66,88 +92,213 @@ def score_identity(data: Crops, net: nn.Module) -> dict[str, float]:
     steps = torch.linspace(-0.2, 0.95, 300)
     scores = torch.stack([((yes > t).float().mean() + (no <= t).float().mean()) / 2 for t in steps])
     best = int(scores.argmax())
-    assert data.embedding is not None
+    teacher = data.embedding
     return {
         "pairs": len(same) + len(other),
         "accuracy": float(scores[best]),
         "threshold": float(steps[best]),
         "same_mean": float(yes.mean()),
         "other_mean": float(no.mean()),
-        "agreement": float(F.cosine_similarity(embedding, data.embedding[rows]).mean()),
+        "agreement": agreement(embedding, None if teacher is None else teacher[rows]),
     }
 
 
-def score_swapper(
-    data: Crops, net: GuidedAEINet | None, encoder: nn.Module, side: int, people: int = 40
-) -> dict[str, float]:
-    """Identity of swaps between held-back people; `net` None scores the bare warp."""
-    by_person: dict[int, list[int]] = {}
-    for row in torch.nonzero(data.held_back)[:, 0].tolist():
-        by_person.setdefault(int(data.identity[row]), []).append(row)
-    chosen = sorted((v for v in by_person.values() if len(v) > 1), key=lambda v: v[0])
-    order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(1)).tolist()
-    chosen = [chosen[i] for i in order[:people]]
-    source = torch.tensor([v[0] for v in chosen])
-    gallery = torch.tensor([v[-1] for v in chosen])
-    target = torch.tensor([v[len(v) // 2] for v in chosen]).roll(7)
-    size = 128
-    base = align(five_points(data.mesh), size, template="ghost_frontal").matrix
-    lite = net or load_model("lite-swapper")
+def agreement(embedding: Tensor, teacher: Tensor | None) -> float | None:
+    """Mean cosine to the teacher's embeddings, where there are some of that size."""
+    if teacher is None or teacher.shape[1] != embedding.shape[1]:
+        return None
+    return float(F.cosine_similarity(embedding, teacher).mean())
+
+
+def make_scorer(data: Crops, options: argparse.Namespace) -> Scorer:
+    """The measuring networks that were named, on the fixed pairs."""
+    encoders = {}
+    for file in options.encoder:
+        name = Path(file).stem
+        if name in encoders:
+            raise ConfigError(f"--encoder: two are called {name}")
+        encoders[name] = load_recogniser(file, CPU)
+    labeler: MeshLabeler = PackLabeler(CPU)
+    if options.facemesh:
+        labeler = TeacherLabeler(
+            load_script(Path(options.facemesh), CPU), load_script(Path(options.iris), CPU)
+        )
+    lite = load_model("lite-swapper")
     assert isinstance(lite, GuidedAEINet)
-    model = ShapeModel(lite.shape_mean, lite.shape_basis, lite.shape_expression)
+    shape = ShapeModel(lite.shape_mean, lite.shape_basis, lite.shape_expression)
+    return Scorer(
+        data, choose_pairs(data, options.people, options.targets), labeler, encoders, shape
+    )
 
-    def view(rows: Tensor) -> tuple[Tensor, Tensor]:
-        return cut(data.pixels(rows), base[rows], size), map_points(data.mesh[rows], base[rows])
 
-    def embed(images: Tensor, mesh: Tensor) -> Tensor:
-        at = align(five_points(mesh), side, template="arcface").matrix
-        crops = cut(images, at, side)
-        return F.normalize(torch.cat([encoder(part) for part in crops.split(PART)]))
+def summed(
+    scored: Scored, who: Tensor, against: Scored | None = None
+) -> dict[str, dict[str, float]]:
+    """Means with 95 % intervals over sources; of paired differences if there is another side."""
+    out = {}
+    for name, values in scored.values.items():
+        gap = values - against.values[name] if against else values
+        out[name] = asdict(estimate(gap, (who,)))
+    return out
 
-    (xs, ms), (xt, mt) = view(source), view(target)
-    guide, shape = make_guide(model, xs, ms, xt, mt)
-    assert data.embedding is not None
-    swapped = guide.region * guide.image + (1 - guide.region) * xt
-    if net is not None:
-        swapped = net(xt, data.embedding[source], guide)
-    es, et, ey, eg = embed(xs, ms), embed(xt, mt), embed(swapped, shape), embed(*view(gallery))
-    right = torch.arange(len(source))
-    return {
-        "people": len(source),
-        "cosine_source": float((ey * es).sum(1).mean()),
-        "cosine_target": float((ey * et).sum(1).mean()),
-        "top1_other_photo": float(((ey @ eg.T).argmax(1) == right).float().mean()),
-        "top1_source_photo": float(((ey @ es.T).argmax(1) == right).float().mean()),
-        "ceiling_cosine": float((es * eg).sum(1).mean()),
-        "ceiling_top1": float(((es @ eg.T).argmax(1) == right).float().mean()),
+
+def table(title: str, rows: dict[str, dict[str, dict[str, float]]], columns: list[str]) -> str:
+    """Mean and half of the interval's width, in columns."""
+    first = max(len(title), *(len(name) for name in rows))
+    heads = [column.split(" ")[0] for column in columns]
+    widths = [max(len(head), 14) + 2 for head in heads]
+    lines = [title.ljust(first) + "".join(h.rjust(w) for h, w in zip(heads, widths, strict=True))]
+    for name, values in rows.items():
+        cells = []
+        for column in columns:
+            value = values[column]
+            digits = 3 if column.startswith("cos") else 2 if column in FINE else 1
+            spread = (value["high"] - value["low"]) / 2
+            cells.append(f"{value['mean']:.{digits}f} ±{spread:.{digits}f}")
+        lines.append(
+            name.ljust(first) + "".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))
+        )
+    return "\n".join(lines)
+
+
+def swapper_tables(
+    scorer: Scorer, scored: list[Scored], took_part: dict[str, str]
+) -> tuple[str, dict[str, Any]]:
+    """All there is to say of the swaps, as text and for JSON."""
+    who = scorer.protocol.who
+    rows = {each.name: summed(each, who) for each in scored}
+    base = scored[2] if len(scored) > 3 else scored[1]
+    later = scored[3:] if len(scored) > 3 else scored[2:]
+    gaps = {f"{each.name} minus {base.name}": summed(each, who, base) for each in later}
+    ceiling = scorer.ceiling()
+    parts = [
+        f"{len(scorer.protocol.source)} sources held back, {len(who)} swaps; mean and half of the "
+        "95 % interval over sources"
+    ]
+    for name in scorer.encoders:
+        how = took_part.get(name)
+        title = f"{name} ({how})" if how else name
+        columns = [f"{kind} {name}" for kind in ("cos_source", "cos_target", "top1", "top1_other")]
+        parts.append(table(title, {**rows, **gaps}, columns))
+        parts.append(
+            f"ceiling, another photo of the source: cosine {ceiling[f'cos_source {name}']:.3f}, "
+            f"top1 {ceiling[f'top1 {name}']:.1f}"
+        )
+    rest = [name for name in scored[0].values if " " not in name]
+    half = (len(rest) + 1) // 2
+    parts += [table("measures", {**rows, **gaps}, names) for names in (rest[:half], rest[half:])]
+    about = {
+        "sources": len(scorer.protocol.source),
+        "swaps": len(who),
+        "took_part": took_part,
+        "ceiling": ceiling,
+        "measures": rows,
+        "differences": gaps,
+        "cpu_seconds": {each.name: round(each.seconds, 1) for each in scored},
     }
+    return "\n\n".join(parts), about
+
+
+def sheet(path: Path, data: Crops, scorer: Scorer, scored: list[Scored]) -> None:
+    """The first swaps, a column each: source, target, then every way of making them."""
+    total = len(scorer.protocol.who)
+    some = torch.arange(0, total, max(1, total // SHOWN))[:SHOWN]
+    source = data.pixels(scorer.protocol.source[scorer.protocol.who[some]])
+    save_sheet(path, [source / 255, *(each.swapped[some] / 255 for each in scored)])
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="prepared folder")
+    for name, what in (("swapper", "swapper"), ("landmarks", "landmarks"), ("identity", "encoder")):
+        parser.add_argument(
+            f"--{name}", action="append", default=[], metavar="FILE", help=f"{what} to score"
+        )
+    parser.add_argument(
+        "--encoder",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="recogniser that judges the swaps: TorchScript .ts, or one of our files; repeat",
+    )
+    parser.add_argument(
+        "--took-part",
+        action="append",
+        default=[],
+        metavar="NAME[=HOW]",
+        help="say at this encoder's figures that it took part in the training",
+    )
+    parser.add_argument("--facemesh", help="TorchScript that measures; else the pack's landmarks")
+    parser.add_argument("--iris", help="goes with --facemesh")
+    parser.add_argument("--people", type=int, default=100, help="sources (%(default)s)")
+    parser.add_argument("--targets", type=int, default=2, help="of each source (%(default)s)")
+    parser.add_argument(
+        "--own-labels",
+        action="store_true",
+        help="points and embeddings for the swap by the pack's networks, as a user gets them",
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="file for all figures")
+    parser.add_argument("--sheet", type=Path, help="PNG of some of the swaps")
+    options = parser.parse_args()
+    if bool(options.facemesh) != bool(options.iris):
+        parser.error("--facemesh and --iris go together")
+    if min(options.people, options.targets, options.threads) < 1:
+        parser.error("--people, --targets and --threads have to be at least 1")
+    if not (options.swapper or options.landmarks or options.identity):
+        options.swapper, options.landmarks = ["lite-swapper"], ["lite-landmarks"]
+        options.identity = ["lite-identity"]
+    return options
 
 
 @torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="prepared folder")
-    parser.add_argument(
-        "--encoder",
-        nargs=2,
-        action="append",
-        metavar=("FILE", "SIDE"),
-        help="TorchScript recogniser for the swapper's scores, and its crop side",
-    )
-    options = parser.parse_args()
+def run(options: argparse.Namespace) -> None:
+    """Score and print."""
+    torch.set_num_threads(options.threads)
     data = load_crops(options.data)
-    result: dict[str, object] = {
-        "landmarks": score_landmarks(data, load_model("lite-landmarks")),
-        "identity": score_identity(data, load_model("lite-identity")),
-    }
-    swapper = load_model("lite-swapper")
-    assert isinstance(swapper, GuidedAEINet)
-    for file, side in options.encoder or []:
-        encoder = torch.jit.load(file).eval()
-        for name, net in (("warp", None), ("swapper", swapper)):
-            key = f"{name} by {Path(file).stem}"
-            result[key] = score_swapper(data, net, encoder, int(side))
-    print(json.dumps(result, indent=1))
+    result: dict[str, Any] = {"data": str(options.data), "faces": len(data)}
+    for kind, score in (("landmarks", score_landmarks), ("identity", score_identity)):
+        for file in getattr(options, kind):
+            result[f"{kind} {file}"] = figures = score(data, load_model(file))
+            print(f"{kind} {file}: {json.dumps(figures)}", flush=True)
+    if options.swapper:
+        took_part = {}
+        for text in options.took_part:
+            name, _, how = text.partition("=")
+            took_part[name] = how or "took part in training"
+        scorer = make_scorer(data, options)
+        unknown = set(took_part) - set(scorer.encoders)
+        if unknown:
+            raise ConfigError(f"--took-part: no --encoder is called {', '.join(sorted(unknown))}")
+        scored = score_all(
+            options.swapper,
+            data,
+            scorer,
+            settings=options.settings,
+            own_labels=options.own_labels,
+            say=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+        text, result["swaps"] = swapper_tables(scorer, scored, took_part)
+        print(text)
+        if options.sheet:
+            sheet(options.sheet, data, scorer, scored)
+    if options.json:
+        options.json.write_text(json.dumps(finite(result), indent=1) + "\n")
+
+
+def main() -> None:
+    """Run; what cannot be done is one line."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # TorchScript retires
+    began = time.process_time()
+    try:
+        run(parse())
+    except FaceSwapError as error:
+        sys.exit(f"score_lite: {error}")
+    print(f"{time.process_time() - began:.0f} s of CPU time", file=sys.stderr)
 
 
 if __name__ == "__main__":

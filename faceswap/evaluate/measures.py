@@ -105,7 +105,7 @@ def retrieval_rank(
         raise ValueError("retrieval_rank: a wanted source has no row in the gallery")
     best = near.new_full((len(near), len(names)), -2.0)
     best = best.scatter_reduce(1, column.expand(len(near), -1), near, "amax")
-    mine = best.gather(1, torch.searchsorted(names, wanted)[:, None])
+    mine = best.gather(1, torch.searchsorted(names, wanted.contiguous())[:, None])
     rank: Tensor = (best >= mine).sum(1)
     return rank
 
