@@ -366,11 +366,6 @@ class Swapper:
             )
             cover = covering(swapped, target) if swapped.shape[1] == MESH_POINTS else swapped
             return adaptive_mask(cover, target, side, response=response)
-        if swapped.shape[1] != 106:
-            raise ConfigError(
-                f"mask.kind: ghost needs the 106 landmarks of a ghost pack, {self.pack.name} has "
-                f"{swapped.shape[1]}; use adaptive"
-            )
         ratio = GHOST_MASK_SIDE / side
         mask = ghost_mask(
             (swapped[..., :2] + 0.5) * ratio - 0.5,

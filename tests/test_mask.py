@@ -13,6 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from faceswap.models import load_model
+from faceswap.models.guided import GuidedAEINet
+from faceswap.ops import topology
 from faceswap.ops.mask import Response, adaptive_mask, adaptive_parameters, ghost_mask, render_mask
 from faceswap.ops.outline import (
     DIRECTIONS,
@@ -174,9 +177,63 @@ def test_ghost_mask_at_another_size_is_the_same_picture(size: int) -> None:
     assert (back - ghost_mask(swapped, target)).abs().max() < 0.02
 
 
-def test_ghost_mask_needs_106_points() -> None:
-    with pytest.raises(ValueError, match=r"expected two \(N, 106, 2\), got \(1, 478, 2\)"):
-        ghost_mask(torch.zeros(1, 478, 2), torch.zeros(1, 478, 2))
+def test_ghost_mask_needs_a_layout_it_knows() -> None:
+    with pytest.raises(ValueError, match=r"or two \(N, 478, 2\), got \(1, 68, 2\)"):
+        ghost_mask(torch.zeros(1, 68, 2), torch.zeros(1, 68, 2))
+    with pytest.raises(ValueError, match=r"got \(1, 478, 2\) and \(1, 106, 2\)"):
+        ghost_mask(torch.zeros(1, 478, 2), torch.zeros(1, 106, 2))
+
+
+# How far along the jaw, in sixteenths from ear to chin, the mesh has its points (mean face).
+MESH_STEPS = [0.0, 1.5, 3.1, 4.7, 6.6, 8.3, 9.7, 11.2, 12.3, 13.5, 14.7, 16.0]
+
+
+def face106_as_mesh(width: float = 78.0, x: float = 112.0) -> Tensor:
+    """The drawing of `face106` in the 478 points."""
+    points = torch.tensor([x, 120.0]).repeat(478, 1)
+    half = torch.tensor(MESH_STEPS) * (math.pi / 32)
+    turn = torch.cat((half, (math.pi - half[:-1]).flip(0)))  # from the right over below to the left
+    points[list(topology.JAW)] = torch.stack((x + width * turn.cos(), 90 + 110 * turn.sin()), 1)
+    same, mesh = face106(width, x)[0], TOPOLOGIES[478]
+    points[list(mesh.brows)] = same[BROWS_L + BROWS_R]
+    points[list(mesh.eyes)] = same[LIDS_L + LIDS_R]
+    for low, high in ((topology.BROW_LEFT, BROWS_L), (topology.BROW_RIGHT, BROWS_R)):
+        points[list(low[5:])] = same[high] + torch.tensor([0.0, 5.0])  # their lower edges
+    points[[10, 151]] = torch.tensor([x, 5.0])  # a hairline, of which 106 points know nothing
+    return points[None]
+
+
+@pytest.mark.parametrize("narrower", [-6.0, 0.0, 1.5, 8.0])  # one of each row of the table
+def test_ghost_mask_of_a_mesh_is_that_of_the_original_layout(narrower: float) -> None:
+    ours = ghost_mask(face106_as_mesh(78 - narrower), face106_as_mesh(78))
+    theirs = ghost_mask(face106(78 - narrower), face106(78))
+    apart = (ours - theirs).abs()
+    # a polygon of 23 instead of 33 points, within the blur; another row differs by tens of pixels
+    assert apart.mean() < 0.004
+    assert (ours.sum() / theirs.sum() - 1).abs() < 0.01
+    other = ghost_mask(face106(78 - narrower), face106(60 if narrower == 8 else 83))
+    assert (ours - other).abs().mean() > 2 * apart.mean()
+
+
+def test_jaw_of_the_mesh_stands_where_the_mask_was_drawn_for() -> None:
+    assert topology.JAW[0] == 356
+    assert topology.JAW[11] == 152  # the chin
+    assert topology.JAW[-1] == 127
+    for point, mirrored, wanted in zip(
+        topology.JAW_WIDTH_LEFT, topology.JAW_WIDTH_RIGHT, (0, 9, 5), strict=True
+    ):
+        place = topology.JAW.index(mirrored)
+        assert topology.JAW[-1 - place] == point
+        assert abs(MESH_STEPS[place] - wanted) < 0.75  # sixteenths of the way from ear to chin
+
+
+def test_steps_of_the_jaw_are_those_of_the_mean_face() -> None:
+    net = load_model("lite-swapper")
+    assert isinstance(net, GuidedAEINet)
+    line = net.shape_mean[list(topology.JAW[-12:][::-1]), :2]  # chin to the left ear, turned round
+    along = torch.linalg.vector_norm(line.diff(dim=0), dim=1).cumsum(0)
+    steps = torch.cat((torch.zeros(1), along / along[-1] * 16))
+    assert (steps - torch.tensor(MESH_STEPS)).abs().max() < 0.4
 
 
 # --- our mask ---

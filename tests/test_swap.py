@@ -157,16 +157,29 @@ def test_an_existing_file_is_refused_before_any_work(
     assert (tmp_path / "a.png").read_bytes() == b"mine"
 
 
-def test_alpha_zero_changes_nothing_and_mask_kinds_are_checked(
+def test_alpha_zero_changes_nothing(
     lite_pack: Pack, astronaut: np.ndarray, mirrored: np.ndarray
 ) -> None:
     nothing = Swapper.from_config(SwapConfig.model_validate({"blend": {"alpha": 0.0}}))
     report = swap_image(nothing, mirrored, astronaut)
     assert report.image is not None
     assert torch.equal(report.image, torch.from_numpy(astronaut).permute(2, 0, 1))
+
+
+def test_the_mask_of_ghost_runs_on_a_mesh_and_ends_at_the_brows(
+    swapper: Swapper, lite_pack: Pack, astronaut: np.ndarray, mirrored: np.ndarray
+) -> None:
     ghost = Swapper.from_config(SwapConfig.model_validate({"mask": {"kind": "ghost"}}))
-    with pytest.raises(ConfigError, match="106 landmarks"):
-        swap_image(ghost, mirrored, astronaut)
+    before = torch.from_numpy(astronaut).permute(2, 0, 1).int()
+    rows = []
+    for each in (swapper, ghost):
+        report = swap_image(each, mirrored, astronaut)
+        assert report.image is not None
+        changed = (report.image.int() - before).abs().amax(0) > 2
+        assert changed.float().mean() > 0.01
+        rows.append(torch.nonzero(changed)[:, 0])
+    # 106 points have no forehead, so that mask begins lower than the adaptive one
+    assert rows[1].min() > rows[0].min()
 
 
 def test_half_precision_that_overflows_is_done_again(swapper: Swapper) -> None:

@@ -27,6 +27,7 @@ from faceswap.ops.outline import (
     hull_radius,
     outline,
 )
+from faceswap.ops.topology import BROW_LEFT, BROW_RIGHT, JAW, JAW_WIDTH_LEFT, JAW_WIDTH_RIGHT
 
 _ROUNDING = 4.0  # degrees, sigma by which the corners of a hull are rounded
 
@@ -169,7 +170,23 @@ def _interpolate(
 
 # GHOST's numbers, in pixels of its crop.
 _GHOST_SIZE = 224
-_GHOST_LEFT, _GHOST_RIGHT = (1, 2, 13), (17, 18, 29)  # jaw points that measure the width
+
+
+@dataclass(frozen=True, slots=True)
+class _GhostPoints:
+    """The landmarks that GHOST's mask goes by, in one layout; brows and eyes: `TOPOLOGIES`."""
+
+    left: tuple[int, ...]  # jaw points that measure the width
+    right: tuple[int, ...]
+    hull: tuple[int, ...]  # whose hull is the face
+
+
+# 106: the original's. 478: the same places of the mesh, and nothing above the brows, since 2d106
+# has no points on the forehead.
+_GHOST_POINTS: dict[int, _GhostPoints] = {
+    106: _GhostPoints((1, 2, 13), (17, 18, 29), tuple(range(106))),
+    478: _GhostPoints(JAW_WIDTH_LEFT, JAW_WIDTH_RIGHT, (*JAW, *BROW_LEFT, *BROW_RIGHT)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +207,8 @@ _GHOST_TABLE = (  # by falling offset; positive = the swapped face is narrower
 
 
 def ghost_mask(
-    swapped: Tensor,  # (N, 106, 2) float32, 2d106det landmarks of the swapped face, crop pixels
-    target: Tensor,  # (N, 106, 2) float32, landmarks of the target's face, crop pixels
+    swapped: Tensor,  # (N, P, 2) float32, landmarks of the swapped face, crop pixels; P: see below
+    target: Tensor,  # (N, P, 2) float32, landmarks of the target's face, crop pixels
     size: int = _GHOST_SIZE,
 ) -> Tensor:
     """The mask of the original GHOST, ``(N, 1, S, S) float32`` in [0, 1].
@@ -200,19 +217,23 @@ def ghost_mask(
     over three points; it picks one of four rows. The hull of all landmarks, on whole pixels and
     brows raised, is eroded or dilated, cleared on a border of twice sigma y and blurred.
 
+    P is 106 (insightface's 2d106det, as the original) or 478 (MediaPipe's mesh, by the points at
+    the same places of a face: `faceswap.ops.topology`).
+
     The table is in pixels of a 224 crop; other sizes are computed there and resized.
     """
-    if swapped.shape[1:] != (106, 2) or target.shape != swapped.shape:
+    if swapped.shape[1:] not in ((106, 2), (478, 2)) or target.shape != swapped.shape:
         raise ValueError(
-            f"ghost_mask: expected two (N, 106, 2), got {tuple(swapped.shape)} and "
-            f"{tuple(target.shape)}"
+            f"ghost_mask: expected two (N, 106, 2) or two (N, 478, 2), got {tuple(swapped.shape)} "
+            f"and {tuple(target.shape)}"
         )
     if size != _GHOST_SIZE:
         scale = _GHOST_SIZE / size
         mask = ghost_mask((swapped + 0.5) * scale - 0.5, (target + 0.5) * scale - 0.5)
         return F.interpolate(mask, (size, size), mode="bilinear", antialias=True)
     shift = swapped[..., 0] - target[..., 0]
-    offset = torch.maximum(shift[:, _GHOST_LEFT].sum(1), -shift[:, _GHOST_RIGHT].sum(1))
+    jaw = _GHOST_POINTS[swapped.shape[1]]
+    offset = torch.maximum(shift[:, jaw.left].sum(1), -shift[:, jaw.right].sum(1))
     rows = (offset[:, None] <= offset.new_tensor([row.above for row in _GHOST_TABLE])).sum(1)
     mask = swapped.new_zeros(len(swapped), 1, size, size)
     for number, row in enumerate(_GHOST_TABLE):
@@ -223,16 +244,16 @@ def ghost_mask(
 
 
 def _ghost_row(
-    landmarks: Tensor,  # (N, 106, 2) float32, 224-crop pixels
+    landmarks: Tensor,  # (N, P, 2) float32, 224-crop pixels
     row: _GhostRow,
 ) -> Tensor:
-    topology = TOPOLOGIES[106]
+    topology = TOPOLOGIES[landmarks.shape[1]]
     points = landmarks.trunc()
     brows = points[:, topology.brows]
     points[:, topology.brows] = (
         brows + 0.5 * row.brow * (brows - points[:, topology.eyes])
     ).trunc()
-    mask = hull_pixels(points, _GHOST_SIZE)
+    mask = hull_pixels(points[:, _GHOST_POINTS[landmarks.shape[1]].hull], _GHOST_SIZE)
     mask = 1.0 - _dilate(1.0 - mask, row.kernel) if row.kernel > 0 else _dilate(mask, -row.kernel)
     clear = 2 * row.sigma_y
     mask = F.pad(mask[..., clear:-clear, clear:-clear], (clear, clear, clear, clear))

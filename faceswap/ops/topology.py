@@ -35,6 +35,13 @@ EYE_RIGHT = (362, 398, 384, 385, 386, 387, 388, 466, 263, 249, 390, 373, 374, 38
 BROW_LEFT = (70, 63, 105, 66, 107, 55, 65, 52, 53, 46)
 BROW_RIGHT = (336, 296, 334, 293, 300, 276, 283, 282, 295, 285)
 NOSE = (168, 6, 197, 195, 5, 4, 1, 19, 94, 2, 98, 97, 326, 327, 48, 278, 115, 344)
+# The jaw line of layouts such as insightface's 2d106: ear over chin to ear, beginning at the height
+# of the eyes' outer corners, where that layout's 33 points begin too.
+JAW = FACE_OVAL[7:30]
+# What GHOST's mask measures the width by: points 1, 2, 13 and 17, 18, 29 of 2d106. From ear to chin
+# they are the 1st, 10th and 6th of 17 evenly spaced points; these are the nearest along the mean
+# face's contour (at 0.0, 9.7 and 4.7 of 16 steps, against 0, 9 and 5).
+JAW_WIDTH_LEFT, JAW_WIDTH_RIGHT = (127, 136, 132), (356, 365, 361)
 IRIS_LEFT = (468, 469, 470, 471, 472)
 IRIS_RIGHT = (473, 474, 475, 476, 477)
 
