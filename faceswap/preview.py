@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from faceswap.cast import Sources, Wish, cast_of
 from faceswap.config import VideoConfig
 from faceswap.errors import NoFaceError
 from faceswap.faces.select import Selection
@@ -19,7 +20,7 @@ from faceswap.people import samples
 from faceswap.photo import Photo
 from faceswap.swap import Swapper
 from faceswap.types import Faces, VideoReport
-from faceswap.video import cast_of, casting_of, config_of
+from faceswap.video import config_of
 
 _WIDTH = 320  # px, of a frame on the strip
 _GAP = 4  # px
@@ -27,7 +28,7 @@ _GAP = 4  # px
 
 def preview_video(
     swapper: Swapper,
-    source: Photo | Sequence[tuple[Photo, Photo]],
+    source: Sources,
     clip: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
@@ -63,18 +64,11 @@ def preview_video(
         ConfigError: options that exclude each other.
     """
     config, clip = config or config_of(swapper), os.fspath(clip)
-    target = check_output(output, [clip], overwrite)
-    cast = cast_of(
-        swapper,
-        source,
-        clip,
-        config,
-        reference=reference,
-        extra=extra,
-        source_face=source_face,
-        all_faces=all_faces,
-    )
-    rule = casting_of(swapper, config, cast)
+    wish = Wish(source, reference, extra, source_face, all_faces)
+    inputs = [p for p in (clip, *wish.photos) if isinstance(p, (str, os.PathLike))]
+    target = check_output(output, inputs, overwrite)
+    cast = cast_of(swapper, wish, clip, config)
+    rule = cast.rule(swapper, config)
     choose = Selection(
         all_faces=cast.everyone,
         references=None if cast.references is None else cast.references.to(swapper.device),

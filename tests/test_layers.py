@@ -29,7 +29,8 @@ LAYERS = {
     4: ("faces",),
     5: (
         *("swap", "photo"),
-        *("video", "window", "casting", "journal", "people", "preview"),  # swap_video's parts
+        *("video", "window", "render", "tally", "cast", "casting"),  # swap_video's parts
+        *("journal", "segments", "account", "people", "preview"),  # more of them
         *("bench", "doctor", "evaluate", "train"),
     ),
     6: ("cli", "__main__"),

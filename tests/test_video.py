@@ -30,7 +30,9 @@ from faceswap.errors import ConfigError, FaceSwapError, MediaError, NoFaceError
 from faceswap.media.binary import find_ffmpeg
 from faceswap.media.provenance import COMPOSITE, read_provenance
 from faceswap.media.reader import VideoReader
+from faceswap.media.writer import VideoWriter
 from faceswap.people import list_people
+from faceswap.segments import at_rate
 from faceswap.video import swap_video
 
 FAST = {"encode": {"preset": "ultrafast", "crf": 4}, "batch_size": 4}
@@ -295,20 +297,25 @@ import sys
 sys.path.insert(0, {tests!r})
 from test_video import *
 video.SEGMENT_SECONDS = 0.5
-settings = config()
+settings = config(encode={encode!r})
 swap_video(Puppeteer(settings, slow=0.15), SOURCE, {clip!r}, {output!r}, config=settings,
            reference=photo("blue"))
 """
 
 
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch, suffix: str) -> None:
     monkeypatch.setattr(video, "SEGMENT_SECONDS", 0.5)
+    encode = FAST["encode"] if suffix == ".mp4" else {}
     clip = make(tmp_path / "long.mp4", lambda t: two(t % 60), 120)
-    whole = swap(clip, tmp_path / "whole.mp4", reference=photo("blue"))
-    output = tmp_path / "out.mp4"
-    code = SCENE.format(tests=str(Path(__file__).parent), clip=str(clip), output=str(output))
+    settings = config(encode=encode)
+    whole = swap(clip, tmp_path / f"whole{suffix}", reference=photo("blue"), settings=settings)
+    output = tmp_path / f"out{suffix}"
+    code = SCENE.format(
+        tests=str(Path(__file__).parent), clip=str(clip), output=str(output), encode=encode
+    )
     child = subprocess.Popen([sys.executable, "-c", code])
-    journal = tmp_path / ".out.mp4.work" / "journal.json"
+    journal = tmp_path / f".out{suffix}.work" / "journal.json"
     try:
         deadline = time.monotonic() + 240
         while not journal.exists() or len(json.loads(journal.read_text())["segments"]) < 2:
@@ -320,7 +327,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch) ->
         child.wait()
     assert not output.exists()
     done = len(json.loads(journal.read_text())["segments"])
-    puppets, seen = Puppeteer(config()), []
+    puppets, seen = Puppeteer(settings), []
     report = swap_video(
         puppets,
         SOURCE,
@@ -337,10 +344,83 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch) ->
     (a, a_pts), (b, b_pts) = read(whole.output), read(report.output)
     assert a_pts == b_pts
     assert torch.equal(a, b)
+    assert Path(whole.output).stat().st_size == output.stat().st_size
     assert not journal.parent.exists()
 
 
-def interrupt(clip: Path, output: Path, settings: VideoConfig) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "encode"),
+    [(".webp", {}), (".apng", {}), (".avi", {}), (".mkv", {"fps": "10"}), (".mp4", {"fps": "60"})],
+)
+def test_other_outputs_resume_to_the_same(
+    tmp_path: Path, monkeypatch, suffix: str, encode: dict[str, str]
+) -> None:
+    monkeypatch.setattr(video, "SEGMENT_SECONDS", 0.5)
+    clip = make(tmp_path / "long.mp4", lambda t: [("red", 20 + t % 40, 20, 30)], 100)
+    settings = config(encode=encode)
+    whole = swap(clip, tmp_path / f"whole{suffix}", settings=settings)
+    output, seen = tmp_path / f"out{suffix}", []
+    interrupt(clip, output, settings)
+    assert len(list((tmp_path / f".out{suffix}.work").glob("0*"))) >= 2
+    report = swap(
+        clip,
+        output,
+        settings=settings,
+        resume=True,
+        progress=lambda frames, *_: seen.append(frames),
+    )
+    assert seen[0] > 25
+    (a, a_pts), (b, b_pts) = read(whole.output), read(report.output)
+    assert a_pts == b_pts
+    assert torch.equal(a, b)
+    assert len(a) == {"10": 40, "60": 240}.get(encode.get("fps", ""), 100)
+
+
+def test_an_animation_keeps_what_was_not_swapped_bit_for_bit(tmp_path: Path) -> None:
+    """Its frames lie in a lossless file for a while; transparency has to survive that too."""
+    pictures = []
+    for t in range(8):
+        seen = np.dstack([draw([("red", 20, 20, 30)] if t > 4 else []).permute(1, 2, 0), ALPHA])
+        seen[:10, :, :3] = RNG.integers(0, 60, (10, 128, 3))
+        pictures.append(PIL.Image.fromarray(seen.astype(np.uint8)))
+    clip = tmp_path / "in.apng"
+    pictures[0].save(clip, "PNG", save_all=True, append_images=pictures[1:], duration=70)
+    with VideoReader(clip) as reader:
+        before = [(p, plane) for b in reader for p, plane in zip(b.pts, b.planes, strict=True)]
+    with VideoReader(
+        swap(clip, tmp_path / "out.apng", settings=config(encode={})).output
+    ) as reader:
+        assert reader.info.alpha
+        after = [(p, plane) for b in reader for p, plane in zip(b.pts, b.planes, strict=True)]
+    assert len(after) == 8
+    for (a, was), (b, now) in zip(before[:5], after, strict=False):
+        assert b == pytest.approx(a * after[-1][0] / before[-1][0], abs=1)
+        assert all(np.array_equal(x, y) for x, y in zip(was, now, strict=True))
+
+
+RNG = np.random.default_rng(0)
+ALPHA = np.tile(np.linspace(255, 40, 128).astype(np.uint8), (72, 1))
+
+
+@pytest.mark.parametrize("rate", ["10", "24000/1001", "25", "60"])
+def test_convention_a_constant_rate_is_that_of_the_fps_filter(tmp_path: Path, rate: str) -> None:
+    """Which frame stands at which moment, against ffmpeg itself, for a clip of uneven times."""
+    ticks = np.cumsum(RNG.integers(200, 900, 40)).tolist()
+    grey = [torch.full((3, 32, 32), 5 * i + 20, dtype=torch.uint8) for i in range(40)]
+    clip = write_clip(tmp_path / "in.mkv", grey, pts=ticks)
+    command = [find_ffmpeg(), "-v", "error", "-i", clip, "-vf", f"fps={rate}", "-c:v", "ffv1"]
+    subprocess.run([*command, tmp_path / "out.mkv"], check=True)
+    frames, pts = read(clip)
+    with VideoReader(clip) as reader:
+        seconds = [(p - reader.origin) * reader.info.time_base for p in pts]
+    levels = {int(frame[0, 9, 9]): i for i, frame in enumerate(frames)}
+    theirs = [levels[int(frame[0, 9, 9])] for frame in read(tmp_path / "out.mkv")[0]]
+    ours = [i for i, _ in at_rate([*seconds, seconds[-1]], Fraction(rate))]
+    assert ours == theirs[: len(ours)]
+    assert len(theirs) - len(ours) <= max(1, Fraction(rate) / 10)  # the last frame's own length
+
+
+def interrupt(clip: Path, output: Path, settings: VideoConfig, source=SOURCE) -> None:
     """Break off when half of it is done."""
 
     def stop(frames: int, *_: int) -> None:
@@ -348,7 +428,7 @@ def interrupt(clip: Path, output: Path, settings: VideoConfig) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        swap_video(Puppeteer(settings), SOURCE, clip, output, config=settings, progress=stop)
+        swap_video(Puppeteer(settings), source, clip, output, config=settings, progress=stop)
 
 
 def test_work_of_another_run_is_not_taken_for_this_one(tmp_path: Path, monkeypatch) -> None:
@@ -363,19 +443,96 @@ def test_work_of_another_run_is_not_taken_for_this_one(tmp_path: Path, monkeypat
     assert not (tmp_path / ".out.mp4.work").exists()
 
 
+HOLDER = """
+import sys, time
+from pathlib import Path
+from faceswap.journal import Journal
+with Journal(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_runs_on_one_output(tmp_path: Path, monkeypatch, capsys) -> None:
+    """The second is refused in one line and touches nothing; a dead one's lock is taken over."""
+    monkeypatch.setattr(video, "SEGMENT_SECONDS", 0.5)
+    clip = make(tmp_path / "long.mp4", lambda t: [("red", 20, 20, 30)], 90)
+    output, work = tmp_path / "out.mp4", tmp_path / ".out.mp4.work"
+    interrupt(clip, output, config())
+    finished = {path.name: path.stat().st_mtime_ns for path in work.iterdir()}
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, output], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        for resume in (True, False):
+            with pytest.raises(MediaError, match=f"Another run .process {holder.pid}.") as caught:
+                swap(clip, output, resume=resume)
+        assert caught.value.exit_code == 1
+        kept = {p.name: p.stat().st_mtime_ns for p in work.iterdir() if p.name != "lock"}
+        assert kept == finished
+    finally:
+        holder.kill()
+        holder.wait()
+    assert (work / "lock").exists()  # kill -9 leaves the file, the system lifts the lock
+    seen: list[int] = []
+    report = swap(clip, output, resume=True, progress=lambda frames, *_: seen.append(frames))
+    assert seen[0] > 25
+    assert report.frames == 90
+    assert not work.exists()
+
+
+def test_a_failure_before_the_work_keeps_that_of_an_earlier_run(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(video, "SEGMENT_SECONDS", 0.5)
+    clip = make(tmp_path / "long.mp4", lambda t: [("red", 20, 20, 30)], 90)
+    interrupt(clip, tmp_path / "out.mp4", config())
+
+    def none(*_: object, **__: object) -> None:
+        raise NoFaceError("no face found in the source")
+
+    monkeypatch.setattr(Puppeteer, "identify", none)
+    with pytest.raises(NoFaceError):
+        swap(clip, tmp_path / "out.mp4")
+    assert (tmp_path / ".out.mp4.work" / "journal.json").exists()
+
+
+def test_resume_goes_by_what_photos_show_not_by_their_names(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(video, "SEGMENT_SECONDS", 0.5)
+    clip = make(tmp_path / "long.mp4", lambda t: [("red", 20, 20, 30)], 90)
+    output, photos = tmp_path / "out.mp4", [tmp_path / "a.png", tmp_path / "b.png"]
+    for path in photos:
+        PIL.Image.fromarray(SOURCE).save(path)
+    interrupt(clip, output, config(), str(photos[0]))
+    PIL.Image.fromarray(255 - SOURCE).save(photos[0])
+    with pytest.raises(ConfigError, match="other inputs or settings"):
+        swap(clip, output, source=str(photos[0]), resume=True)
+    seen: list[int] = []
+    swap(
+        clip,
+        output,
+        source=str(photos[1]),
+        resume=True,
+        progress=lambda frames, *_: seen.append(frames),
+    )
+    assert seen[0] > 25
+
+
 def test_a_full_disk_keeps_what_is_finished(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(video, "SEGMENT_SECONDS", 0.5)
     clip = make(tmp_path / "long.mp4", lambda t: [("red", 20, 20, 30)], 90)
-    real, calls = video.VideoWriter.write, []
+    real, calls = VideoWriter.write, []
 
     def write(self, frames, pts, original=None):
         calls.append(pts)
-        if len(calls) > 12:
+        if len(calls) > 48:
             self.abort()
             raise MediaError("Cannot write: no space is left for it")
         return real(self, frames, pts, original)
 
-    monkeypatch.setattr(video.VideoWriter, "write", write)
+    monkeypatch.setattr(VideoWriter, "write", write)
     with pytest.raises(MediaError, match=r"no space is left.*--resume goes on"):
         swap(clip, tmp_path / "out.mp4")
     monkeypatch.undo()

@@ -97,6 +97,8 @@ _CONTAINERS = {
 }
 _CONTAINERS[".m4v"] = _CONTAINERS[".mp4"]
 VIDEO_EXTENSIONS = tuple(_CONTAINERS)
+LOSSLESS = ".nut"  # of the program's own intermediate files
+_CONTAINERS[LOSSLESS] = _Container("nut", ("ffv1",))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,8 @@ from faceswap.media.binary import passthrough_option
 from faceswap.media.encoders import Encoding as Encoding
 from faceswap.media.nut import NutMuxer
 from faceswap.media.output import check_output, part_of
+from faceswap.media.plan import LOSSLESS, Clip, Plan, make_plan
 from faceswap.media.plan import VIDEO_EXTENSIONS as VIDEO_EXTENSIONS
-from faceswap.media.plan import Clip, Plan, make_plan
 from faceswap.media.planes import (
     FrameBatch,
     even_sides,
@@ -53,7 +53,7 @@ class VideoWriter:
     stops ffmpeg and removes what was written.
 
     Args:
-        path: the output; its extension chooses the container (`VIDEO_EXTENSIONS`).
+        path: the output; its extension chooses the container (`VIDEO_EXTENSIONS`, or `LOSSLESS`).
         info: of the frames, as `VideoReader.info`.
         source: `VideoReader.clip`, to copy sound and the rest from; None: only the frames.
         encoding: codec, quality and the like.
@@ -76,7 +76,8 @@ class VideoWriter:
         provenance: Provenance | None = None,
     ) -> None:
         inputs = [] if source is None else [source.path]
-        self.path = check_output(path, inputs, overwrite, extensions=VIDEO_EXTENSIONS)
+        known = (*VIDEO_EXTENSIONS, LOSSLESS)
+        self.path = check_output(path, inputs, overwrite, extensions=known)
         self.info = info
         self._part = part_of(self.path)
         self._part.unlink(missing_ok=True)
