@@ -13,7 +13,7 @@ from torch import Tensor
 
 from faceswap.errors import ConfigError, NoFaceError
 from faceswap.faces.select import Selection
-from faceswap.media.image import Image, read_image, write_image
+from faceswap.media.image import Image, Written, read_image, write_image
 from faceswap.media.output import check_output
 from faceswap.swap import Swapper, merge
 from faceswap.types import Faces, Identities, ImageReport
@@ -50,7 +50,8 @@ def swap_image(
         quality: of JPEG and WebP, 1 to 100.
 
     Returns:
-        What was done. Pixels outside the swapped faces are the target's own.
+        What was done. Pixels outside the swapped faces are the target's own; see `write_image`
+        about JPEG.
 
     Raises:
         MediaError: a file cannot be read or written; nothing is left half-written.
@@ -74,8 +75,9 @@ def swap_image(
     if not swapped:
         raise _nothing_swapped(result.faces, picture, choose, result.embedding)
     warnings = picture.warnings + _unmet(pairs, choose, result.source)
+    written = Written()
     if output is not None:
-        warnings += write_image(
+        written = write_image(
             output, result.frames[0], picture, quality=quality, overwrite=overwrite
         )
     seconds = {k: v - before.get(k, 0.0) for k, v in swapper.seconds.items()}
@@ -86,7 +88,8 @@ def swap_image(
         pack=swapper.pack.name,
         device=str(swapper.device),
         seconds={**seconds, "total": time.perf_counter() - began},
-        warnings=warnings,
+        warnings=warnings + written.warnings,
+        jpeg=written.jpeg,
         image=None if output is not None else result.frames[0],
     )
 

@@ -92,7 +92,7 @@ def preview_video(
             f"{clip}: nobody to swap in {len(columns)} frames spread over it ({seen} faces in "
             "them); nothing written"
         )
-    warnings += write_image(target, torch.cat(columns, 2), overwrite=overwrite)
+    warnings += write_image(target, torch.cat(columns, 2), overwrite=overwrite).warnings
     return VideoReport(
         output=str(Path(target)),
         frames=len(columns),

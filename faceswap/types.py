@@ -173,6 +173,7 @@ class ImageReport:
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> seconds
     warnings: tuple[str, ...] = ()
     image: Tensor | None = None  # (3, H, W) uint8 RGB, when no file was written
+    jpeg: str = ""  # of a JPEG made from a JPEG: "blocks kept", or "encoded again: REASON"
 
 
 @dataclass(frozen=True, slots=True)

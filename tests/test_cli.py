@@ -251,6 +251,7 @@ def test_json_is_all_there_is_on_stdout(call, capsys):
         "device": "cpu",
         "seconds": {"detect": 0.25, "total": 1.25},
         "warnings": ["the alpha was dropped"],
+        "jpeg": "",
     }
     assert out.count("\n") == 1
     assert err.splitlines() == [

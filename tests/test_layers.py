@@ -43,6 +43,7 @@ WALLS = {  # library -> the only files that may name it
     "cv2": {"media/image.py"},
     "av": {"media/reader.py"},
     "ffmpeg": {"media/writer.py"},
+    "jpegio": {"media/jpeg.py"},
     "insightface": {"faces/detect.py", "faces/landmarks.py"},
     "onnxruntime": {"faces/detect.py", "faces/landmarks.py"},
     "onnx": {"faces/detect.py", "faces/landmarks.py"},

@@ -146,7 +146,7 @@ def test_packet_too_long_for_jpeg(tmp_path: Path) -> None:
     long = CAMERA.replace(b"A. N. Other", b"A" * 66_000)
     save_with_xmp(tmp_path / "in.png", long)
     image = read_image(tmp_path / "in.png")
-    warnings = write_image(tmp_path / "out.jpg", image.pixels, image)
+    warnings = write_image(tmp_path / "out.jpg", image.pixels, image).warnings
     assert any("XMP" in warning for warning in warnings)
     assert read_provenance(tmp_path / "out.jpg") == Provenance()
 

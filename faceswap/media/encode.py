@@ -35,7 +35,7 @@ DEEP_FORMATS = ("PNG", "TIFF")  # can hold 16 bits a sample
 ALPHA_FORMATS = ("PNG", "WEBP", "TIFF")
 JPEG_QUALITY = 95
 _MARKER_BYTES = 65533  # what one JPEG segment can hold
-_XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
+XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
 _STRIP_BYTES = 1 << 20
 _INCH = 0.0254  # metres
 
@@ -105,7 +105,7 @@ def encode(samples: Samples, kind: str, metadata: Metadata, quality: int | None)
             options |= {"quality": quality or JPEG_QUALITY, "subsampling": 0}
         extra = b"".join(
             b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body
-            for body in (_XMP_HEADER + metadata.xmp, *metadata.xmp_extension)
+            for body in (XMP_HEADER + metadata.xmp, *metadata.xmp_extension)
         )
         image.save(stream, "JPEG", extra=extra, **options)
         return stream.getvalue()

@@ -22,8 +22,23 @@ import torch
 from torch import Tensor
 
 from faceswap.errors import ConfigError, MediaError, MissingMediaError
-from faceswap.media.encode import DEEP_FORMATS, FORMATS, Samples, eight_bit, encode, with_alpha
-from faceswap.media.metadata import Metadata, read_metadata, upright_exif
+from faceswap.media.encode import (
+    DEEP_FORMATS,
+    FORMATS,
+    XMP_HEADER,
+    Samples,
+    eight_bit,
+    encode,
+    with_alpha,
+)
+from faceswap.media.jpeg import APP1, JpegEditError, edit_jpeg, icc_markers
+from faceswap.media.metadata import (
+    JpegFile,
+    Metadata,
+    read_metadata,
+    turned_exif,
+    upright_exif,
+)
 from faceswap.media.output import IMAGE_EXTENSIONS as IMAGE_EXTENSIONS
 from faceswap.media.output import check_output as check_output
 from faceswap.media.output import replacing
@@ -31,8 +46,10 @@ from faceswap.media.provenance import Provenance, sidecar, xmp_packet
 
 MAX_PIXELS = 200_000_000  # as many as the largest phone sensors have; 600 MB as RGB
 _READABLE = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+_JPEGS = ("JPEG", "MPO")
 _GREY16 = ("I;16", "I;16L", "I;16B", "I;16N")
 _ORIENTATION = 0x0112
+_TURNED_BACK = (0, 1, 2, 3, 4, 5, 8, 7, 6)  # orientation -> the one that undoes it
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _MAX_JPEG_XMP = 65_502  # bytes of a packet in one APP1 segment (XMP specification part 3, 1.1.3)
 # What Pillow's decoders raise on damaged files, apart from OSError.
@@ -131,6 +148,9 @@ def _decode(image: PIL.Image.Image, file: BinaryIO, name: str) -> Image:
     except (OSError, *_DAMAGE):
         metadata, orientation = Metadata(icc=image.info.get("icc_profile") or b""), 1
         warnings.append(f"The EXIF or XMP data of {name!r} is damaged and was left out")
+    if kind in _JPEGS and image.mode in ("RGB", "L"):
+        file.seek(0)
+        metadata = replace(metadata, file=JpegFile(file.read(), orientation))
     if deep_colour:
         samples = _deep_colour(file, kind, name)
         orientation = in_file if kind == "TIFF" else orientation
@@ -216,6 +236,14 @@ def _turn(samples: Samples, orientation: int) -> Samples:
     return samples
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What there is to say of a file that was written."""
+
+    warnings: tuple[str, ...] = ()  # what the format could not keep
+    jpeg: str = ""  # of a JPEG made from a JPEG: "blocks kept", or "encoded again: REASON"
+
+
 def write_image(
     path: str | os.PathLike[str],
     pixels: Tensor,
@@ -224,13 +252,14 @@ def write_image(
     quality: int | None = None,
     overwrite: bool = False,
     provenance: Provenance | None = None,
-) -> tuple[str, ...]:
+) -> Written:
     """Write a photo, marked as synthetic, in the format that the name ends in.
 
     PNG, TIFF, BMP and WebP (unless ``quality`` is given) are lossless: where ``pixels`` equal
-    ``like.pixels`` the file holds the very samples that ``like`` was read from. A JPEG made from a
-    JPEG takes over its quantisation, so that blocks without a change are nearly exact; any other
-    has quality 95 and no chroma subsampling.
+    ``like.pixels`` the file holds the very samples that ``like`` was read from. In a JPEG made from
+    a JPEG only the blocks are coded anew in which ``pixels`` differ from ``like.pixels``, and the
+    samples lie as they lay (with the EXIF orientation they had). Where that cannot be, or
+    ``quality`` is given, it is encoded again; other JPEGs have quality 95 and full chroma.
 
     Into 16-bit samples the *difference* of the 8-bit pixels is added, times 257: unchanged samples
     keep all their bits, and no step appears where a soft mask fades out. Grey photos stay grey:
@@ -246,7 +275,7 @@ def write_image(
         provenance: the mark to write, by default composite media made with this program.
 
     Returns:
-        Warnings: what the format could not keep.
+        Warnings, and how a JPEG came about.
 
     Raises:
         MediaError: ``path`` cannot or must not be written; nothing is left behind.
@@ -280,13 +309,41 @@ def write_image(
         warnings.append("The EXIF data of the input is too long for JPEG and was left out")
         exif = b""
     metadata = replace(like.metadata, exif=exif, xmp=packet)
-    data = encode(samples, kind, metadata, quality)
+    data, how = _edited(samples, like, metadata, quality) if kind == "JPEG" else (b"", "")
+    data = data or encode(samples, kind, metadata, quality)
     if kind == "BMP":  # the mark first: a file without its mark must not exist
         with replacing(check_output(sidecar(target), [], overwrite, extensions=(".xmp",))) as part:
             part.write_bytes(packet)
     with replacing(target) as part:
         part.write_bytes(data)
-    return tuple(warnings)
+    return Written(tuple(warnings), how)
+
+
+def _edited(
+    samples: Samples,  # (H, W) or (H, W, 3) uint8, upright
+    like: Image,
+    metadata: Metadata,
+    quality: int | None,
+) -> tuple[bytes, str]:
+    """The JPEG that ``like`` was read from with these samples, and what `Written.jpeg` says."""
+    if like.format not in _JPEGS:
+        return b"", ""
+    file = like.metadata.file
+    if file is None:
+        return b"", "encoded again: its colours are neither grey nor RGB"
+    if quality is not None:
+        return b"", "encoded again: a quality was asked for"
+    old = like.pixels.cpu().numpy().transpose(1, 2, 0) if like.stored is None else like.stored
+    back = _TURNED_BACK[file.orientation]
+    old, new = (np.ascontiguousarray(_turn(each, back)) for each in (old, samples))
+    exif = turned_exif(metadata.exif, file.orientation)
+    bodies = [exif, XMP_HEADER + metadata.xmp, *metadata.xmp_extension]
+    markers = [(APP1, body) for body in bodies if body]
+    try:
+        data = edit_jpeg(file.data, old, new, markers=[*markers, *icc_markers(metadata.icc)])
+        return data, "blocks kept"
+    except JpegEditError as error:
+        return b"", f"encoded again: {error}"
 
 
 def _merge(pixels: Tensor, like: Image) -> Samples:

@@ -8,7 +8,7 @@ parser does not know. The thumbnail goes: it shows the face from before.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import PIL.ExifTags
 import PIL.Image
@@ -32,6 +32,14 @@ class JpegCoding:
 
 
 @dataclass(frozen=True, slots=True)
+class JpegFile:
+    """A whole JPEG, so that only the blocks of it that change need be coded again."""
+
+    data: bytes = field(repr=False)
+    orientation: int  # 1 to 8: how its samples lie against the upright photo
+
+
+@dataclass(frozen=True, slots=True)
 class Metadata:
     """What stands in a photo file beside its samples; empty = nothing."""
 
@@ -41,6 +49,7 @@ class Metadata:
     xmp_extension: tuple[bytes, ...] = ()  # whole APP1 bodies of a JPEG's longer XMP
     dpi: tuple[float, float] | None = None
     jpeg: JpegCoding | None = None  # if the samples came out of a JPEG whose grid still fits
+    file: JpegFile | None = None  # if the samples are those of a grey or colour JPEG, upright
 
 
 def read_metadata(image: PIL.Image.Image) -> tuple[Metadata, int]:
@@ -99,6 +108,16 @@ def upright_exif(exif: bytes) -> tuple[bytes, int]:
     Raises:
         ValueError: the block is damaged.
     """
+    return _reoriented(exif, 1)
+
+
+def turned_exif(exif: bytes, orientation: int) -> bytes:
+    """The EXIF block of `upright_exif` for samples that do not lie upright; raises as that."""
+    return _reoriented(exif, orientation)[0] if exif else exif
+
+
+def _reoriented(exif: bytes, new: int) -> tuple[bytes, int]:
+    """The block without thumbnail and with another orientation, and the one that it had."""
     body = bytearray(exif.removeprefix(b"Exif\0\0"))
     order = {b"II": "<", b"MM": ">"}.get(bytes(body[:2]))
     if order is None:
@@ -109,7 +128,7 @@ def upright_exif(exif: bytes) -> tuple[bytes, int]:
         for tag, entry in _entries(body, order, first):
             if tag == _ORIENTATION:
                 (orientation,) = struct.unpack_from(order + "H", body, entry + 8)
-                struct.pack_into(order + "HH", body, entry + 8, 1, 0)
+                struct.pack_into(order + "HH", body, entry + 8, new, 0)
         (count,) = struct.unpack_from(order + "H", body, first)
         link = first + 2 + 12 * count
         (second,) = struct.unpack_from(order + "I", body, link)
