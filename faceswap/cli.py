@@ -762,22 +762,92 @@ def bench() -> None:
     """How fast this machine is, on pictures made for it."""
 
 
+def _bench_options(command: F) -> F:
+    return options(
+        click.option("--pack", help="Models to time.  [default: lite]"),
+        device_option,
+        click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"])),
+        overrides,
+        as_json,
+        verbosity,
+    )(command)
+
+
 @bench.command("image")
 @click.option("--repeats", type=click.IntRange(min=1), default=5, help="Warm runs.")
-@click.option("--pack", help="Models to time.  [default: lite]")
-@device_option
-@overrides
-@as_json
-@verbosity
+@_bench_options
 def bench_image(as_json: bool, repeats: int, **chosen: Any) -> None:
     """Photos of 1920x1080 with 1 and 4 faces: seconds by stage, cold start, memory."""
     config = settings(chosen)
-    from faceswap.bench import bench_image as run
-    from faceswap.bench import format_image_bench
+    from faceswap.bench.image import bench_image as run
+    from faceswap.bench.image import format_image_bench
 
     with doing("timing photos"):
         result = run(config, repeats=repeats)
     click.echo(json.dumps(result) if as_json else format_image_bench(result))
+
+
+@bench.command("video")
+@click.option("--size", metavar="WxH", default="1280x720", show_default=True)
+@click.option("--seconds", type=click.FloatRange(min=0.2), default=15.0, show_default=True)
+@click.option("--faces", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--batch-size", type=int, metavar="N", help="Frames that go together.")
+@_bench_options
+def bench_video(as_json: bool, size: str, seconds: float, faces: int, **chosen: Any) -> None:
+    """A clip end to end: frames/s, ms by stage, who waits for whom, first frame, memory."""
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size):
+        raise click.BadParameter(f"--size: expected WIDTHxHEIGHT such as 1280x720, got {size!r}")
+    from faceswap.config import VideoConfig
+
+    config = settings(chosen, VideoConfig)
+    from faceswap.bench.video import bench_video as run
+    from faceswap.bench.video import format_video_bench
+
+    width, height = map(int, size.split("x"))
+    with doing("timing a clip"):
+        result = run(config, size=(height, width), seconds=seconds, faces=faces)
+    click.echo(json.dumps(result) if as_json else format_video_bench(result))
+
+
+@bench.command("model")
+@click.argument("name", metavar="NAME")
+@click.option(
+    "--batch", "batches", type=click.IntRange(min=1), multiple=True, help="[default: 1 and 4]"
+)
+@click.option("--repeats", type=click.IntRange(min=1), default=5, help="Runs of each.")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32")
+@device_option
+@as_json
+@verbosity
+def bench_model(as_json: bool, name: str, batches: tuple[int, ...], **chosen: Any) -> None:
+    """NAME's networks as written against fused: a pack, a weight, a file, an architecture."""
+    from faceswap.bench.model import bench_model as run
+    from faceswap.bench.model import format_model_bench
+
+    with doing("timing networks"):
+        device = chosen.pop("device") or "auto"
+        result = run(name, batches=batches or (1, 4), device=device, **chosen)
+    click.echo(json.dumps(result) if as_json else format_model_bench(result))
+
+
+@bench.command("train")
+@click.option("--config", metavar="FILE", required=True, help="Such as configs/aei_2blk.yaml.")
+@click.option("--steps", type=click.IntRange(min=1), default=5, help="How many are timed.")
+@device_option
+@overrides
+@as_json
+@verbosity
+def bench_train(
+    as_json: bool, config: str, steps: int, device: str | None, sets: tuple[str, ...]
+) -> None:
+    """A training's images/s, share of the time that goes into data, memory."""
+    from faceswap.bench.train import bench_train as run
+    from faceswap.bench.train import format_train_bench
+    from faceswap.train.config import load_train_config
+
+    with doing("timing a training"):
+        result = run(load_train_config(Path(config), sets), steps=steps, device=device or "auto")
+    click.echo(json.dumps(result) if as_json else format_train_bench(result))
 
 
 @commands.command()

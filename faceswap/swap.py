@@ -6,6 +6,7 @@ and `Faces`. A photo is a batch of one.
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from faceswap import weights
 from faceswap.config import SwapConfig
@@ -29,9 +31,10 @@ from faceswap.faces.detect import (
 )
 from faceswap.faces.identity import IdentityEncoder
 from faceswap.faces.landmarks import Insight106Landmarker, Landmarker, MeshLandmarker
-from faceswap.models import load_model
+from faceswap.models import load_model, to_precision
 from faceswap.models.aei import AEINet
 from faceswap.models.centerface import CenterFace
+from faceswap.models.fused import Condition, FusedAEINet, fuse
 from faceswap.models.guided import GuidedAEINet
 from faceswap.models.iresnet import IResNet
 from faceswap.ops.blend import paint
@@ -69,7 +72,7 @@ class Swapper:
         detector: Detector,
         landmarks: Landmarker,
         encoder: IdentityEncoder,
-        generator: GuidedAEINet | AEINet,
+        generator: GuidedAEINet | AEINet | FusedAEINet,
         device: torch.device,
     ) -> None:
         self.config = config
@@ -80,6 +83,13 @@ class Swapper:
         self.generator = generator
         self.device = device
         self.dtype = _dtype(config.precision, device)
+        self._half: FusedAEINet | None = None  # the generator in half precision, if that is wanted
+        if isinstance(generator, FusedAEINet) and self.dtype != torch.float32:
+            self._half = copy.deepcopy(generator)
+            to_precision(self._half, "bf16" if self.dtype == torch.bfloat16 else "fp16")
+        # of people still in use: what the generators make of their embeddings alone
+        self._conditions: tuple[WeakTensorKeyDictionary, WeakTensorKeyDictionary]
+        self._conditions = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
         self.reruns = 0  # batches whose half-precision output was not finite, done again in fp32
         self.seconds: dict[str, float] = {}  # stage -> seconds since `reset_clock`
 
@@ -124,13 +134,15 @@ class Swapper:
             raise ConfigError(
                 f"{config.swapper}: holds a {type(generator).__name__}, which is no swapper"
             )
+        fused = fuse(generator)  # a plain AEINet becomes a FusedAEINet, a guided one stays one
+        assert isinstance(fused, (GuidedAEINet, FusedAEINet))
         return cls(
             config,
             pack=pack,
             detector=_load_detector(config, pack, device, video=video),
             landmarks=_load_landmarks(pack, device),
             encoder=_load_encoder(pack, device),
-            generator=generator,
+            generator=fused,
             device=device,
         )
 
@@ -238,13 +250,9 @@ class Swapper:
             at = alignment[rows].scaled(size / alignment.size)
             with self._stage("swap"), torch.no_grad():
                 target = at.crop(frames, faces.frame[rows])
-                people = Identities(
-                    ("",) * len(rows),
-                    identities.embedding[source[rows]].to(self.device),
-                    None if identities.crop is None else identities.crop[source[rows]],
-                    None if identities.mesh is None else identities.mesh[source[rows]],
+                crops, shape, target_mesh = self._generate(
+                    target, _in_crop(mesh[rows], at), identities, source[rows]
                 )
-                crops, shape, target_mesh = self._generate(target, _in_crop(mesh[rows], at), people)
             with self._stage("mask"):
                 mask = self._mask(shape, target_mesh, size)
                 crops = self._match_color(crops, target, mask, rows, settle)
@@ -307,7 +315,8 @@ class Swapper:
         self,
         target: Tensor,  # (N, 3, S, S) float in [0, 1]
         mesh: Tensor,  # (N, P, 3) float32, crop px
-        people: Identities,  # N rows
+        people: Identities,  # K rows
+        source: Tensor,  # (N,) int64 row of `people` for each face
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Swapped crops, landmarks of the swapped faces and of the targets, in crop px."""
         if isinstance(self.generator, GuidedAEINet):
@@ -316,16 +325,38 @@ class Swapper:
             net = self.generator
             model = ShapeModel(net.shape_mean, net.shape_basis, net.shape_expression)
             side = target.shape[-1]
-            texture = F.interpolate(people.crop, size=(side, side), mode="area")
+            texture = F.interpolate(people.crop, size=(side, side), mode="area")[source]
             ratio = side / SOURCE_SIDE
-            own = torch.cat(
-                [(people.mesh[..., :2] + 0.5) * ratio - 0.5, people.mesh[..., 2:] * ratio], -1
-            )
+            own = people.mesh[source]
+            own = torch.cat([(own[..., :2] + 0.5) * ratio - 0.5, own[..., 2:] * ratio], -1)
+            identity = people.embedding.to(self.device)[source]
             guide, shape = make_guide(model, texture, own, target, mesh)
-            return self._safely(lambda: net(target, people.embedding, guide)), shape, mesh
-        plain = self.generator
-        crops = self._safely(lambda: plain(target, people.embedding))
+            return self._safely(lambda: net(target, identity, guide)), shape, mesh
+        crops = self._unguided(target, people, source)
         return crops, self._landmarks_of(crops), mesh
+
+    def _unguided(self, target: Tensor, people: Identities, source: Tensor) -> Tensor:
+        """What a generator that knows people by their embedding alone makes of the targets."""
+        net = self.generator
+        if not isinstance(net, FusedAEINet):
+            identity = people.embedding.to(self.device)[source]
+            return self._safely(lambda: net(target, identity))
+        if self._half is not None:
+            out: Tensor = self._half(target, self._condition(self._half, people).rows(source))
+            if bool(torch.isfinite(out).all()):
+                return out
+            self.reruns += 1
+        out = net(target, self._condition(net, people).rows(source))
+        return out
+
+    def _condition(self, net: FusedAEINet, people: Identities) -> Condition:
+        """A generator's terms for these people, computed once for all their frames."""
+        memory = self._conditions[net is self._half]
+        known: Condition | None = memory.get(people.embedding)
+        if known is None:
+            known = net.condition(people.embedding.to(self.device))
+            memory[people.embedding] = known
+        return known
 
     def _landmarks_of(self, crops: Tensor) -> Tensor:
         """Landmarks of swapped crops, found again (a plain generator does not tell), in crop px."""
@@ -464,13 +495,13 @@ def _load_detector(
 def _load_encoder(pack: weights.Pack, device: torch.device) -> IdentityEncoder:
     model = load_model(pack.identity, device=device)
     if isinstance(model, IResNet):  # GHOST gives it its own swap crop, halved by the network
-        return IdentityEncoder(model, template=pack.template, size=GHOST_MASK_SIDE)
-    return IdentityEncoder(model)
+        return IdentityEncoder(fuse(model), template=pack.template, size=GHOST_MASK_SIDE)
+    return IdentityEncoder(fuse(model))
 
 
 def _load_landmarks(pack: weights.Pack, device: torch.device) -> Landmarker:
     if weights.entry(pack.landmarks).arch == "mesh":
-        return MeshLandmarker(load_model(pack.landmarks, device=device))
+        return MeshLandmarker(fuse(load_model(pack.landmarks, device=device)))
     return Insight106Landmarker(weights.resolve(pack.landmarks))
 
 

@@ -171,14 +171,16 @@ class _Work:
         due = tally.frames + length
         try:
             with (
-                Prefetch(self._timed(reader), _DEPTH) as batches,
+                Prefetch(self._timed(reader, "decode"), _DEPTH) as batches,
                 Sink(self._write, _DEPTH) as sink,
             ):
-                for batch, frames in self._swapped(batches):
+                for batch, frames in self._swapped(self._timed(batches, "wait_decode")):
                     following, state = window.next_pts, None
                     if tally.frames >= due and following is not None:
                         due, state = tally.frames + length, window.state()
+                    began = time.perf_counter()
                     sink.send(_Out(batch, frames, following, state))
+                    self._tick("wait_encode", began)
                     if self.progress is not None:
                         self.progress(tally.frames, total, tally.faces_swapped)
         except BaseException:
@@ -204,13 +206,13 @@ class _Work:
             self.segments.close(out.following, {"window": out.state})
         self._tick("encode", began)
 
-    def _timed(self, batches: Iterable[FrameBatch]) -> Iterator[FrameBatch]:
+    def _timed(self, batches: Iterable[FrameBatch], stage: str) -> Iterator[FrameBatch]:
         """The same, with the time it takes noted."""
         iterator = iter(batches)
         while True:
             began = time.perf_counter()
             batch = next(iterator, None)
-            self._tick("decode", began)
+            self._tick(stage, began)
             if batch is None:
                 return
             yield batch

@@ -48,7 +48,11 @@ OPTIONS = {
     "--swapper --mask --color-match --no-color-match --alpha --restore --no-restore --device "
     "--precision --config --set --json --verbose --quiet --help",
     "bench": "--help",
-    "bench image": "--repeats --pack --device --set --json --verbose --quiet --help",
+    "bench image": "--repeats --pack --device --precision --set --json --verbose --quiet --help",
+    "bench video": "--size --seconds --faces --batch-size --pack --device --precision --set --json "
+    "--verbose --quiet --help",
+    "bench model": "NAME --batch --repeats --precision --device --json --verbose --quiet --help",
+    "bench train": "--config --steps --device --set --json --verbose --quiet --help",
     "prepare": "PHOTOS... OUT --flat --size --margin --min-size --min-sharpness --min-similarity "
     "--mesh-teacher --iris-teacher --identity-teacher --workers --device --json --verbose --quiet "
     "--help",

@@ -116,7 +116,8 @@ def fuse(model: nn.Module) -> nn.Module:
                 setattr(module, name, FusedAADBlock(child))
             elif isinstance(child, (nn.Conv2d, nn.ConvTranspose2d)):
                 setattr(module, name, small_map(child))
-    if any(p.is_cuda for p in model.parameters()):
+    # On a CPU, an AEINet's big kernels on small maps are better left in the order of the products.
+    if not isinstance(model, AEINet) or any(p.is_cuda for p in model.parameters()):
         model.to(memory_format=torch.channels_last)
     return FusedAEINet(model) if isinstance(model, AEINet) else model
 

@@ -174,18 +174,25 @@ def signed_distance(
 ) -> Tensor:
     """Distance to a polygon's outline, positive inside, ``(N, 1, size, size)`` in pixels."""
     axis = torch.arange(size, dtype=torch.float32, device=polygon.device)
-    x = axis.view(1, 1, 1, size)
-    y = axis.view(1, 1, size, 1)
-    ax, ay = polygon[..., 0, None, None], polygon[..., 1, None, None]
-    end = polygon.roll(-1, 1)
-    bx, by = end[..., 0, None, None], end[..., 1, None, None]
-    ex, ey = bx - ax, by - ay
-    along = ((x - ax) * ex + (y - ay) * ey) / (ex * ex + ey * ey + 1e-9)
-    along = along.clamp(0, 1)
-    gap = (x - ax - along * ex).square() + (y - ay - along * ey).square()
-    crosses = ((ay > y) != (by > y)) & (x < ex * (y - ay) / (ey + 1e-9 * (ey == 0)) + ax)
-    inside = crosses.sum(1) % 2 == 1
-    distance = gap.amin(1).sqrt()
+    x, y = axis.view(1, 1, 1, size), axis.view(1, 1, size, 1)
+    nearest = torch.full((len(polygon), size, size), torch.inf, device=polygon.device)
+    inside = torch.zeros(len(polygon), size, size, dtype=torch.bool, device=polygon.device)
+    # A CPU takes the edges one by one: all of them at once would not stay in the cache.
+    edges = 1 if polygon.device.type == "cpu" else polygon.shape[1]
+    ends = polygon.roll(-1, 1).split(edges, 1)
+    for begin, end in zip(polygon.split(edges, 1), ends, strict=True):
+        ay, by = begin[..., 1, None, None], end[..., 1, None, None]
+        ex, ey = (end - begin)[..., None, None].unbind(2)
+        px, py = x - begin[..., 0, None, None], y - ay
+        length = ex * ex + ey * ey + 1e-9
+        along = (px * (ex / length) + py * (ey / length)).clamp_(0, 1)
+        gap = torch.addcmul(px, along, ex, value=-1).square_()
+        across = torch.addcmul(py, along, ey, value=-1)
+        gap = gap.addcmul_(across, across)
+        crosses = (px < ex * py / (ey + 1e-9 * (ey == 0))).logical_and_((ay > y) != (by > y))
+        nearest = torch.minimum(nearest, gap[:, 0] if edges == 1 else gap.amin(1))
+        inside ^= crosses[:, 0] if edges == 1 else crosses.sum(1) % 2 == 1
+    distance = nearest.sqrt()
     return torch.where(inside, distance, -distance)[:, None]
 
 

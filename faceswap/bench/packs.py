@@ -1,0 +1,81 @@
+"""Packs to measure, with stand-ins where their weights are absent.
+
+A network's speed does not depend on its weights. So where a file of a pack is not here, its
+network is built with weights made by a rule, or a shipped one takes its place; every result
+names these stand-ins.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from faceswap import weights
+from faceswap.bench.material import rule_made
+from faceswap.config import SwapConfig
+from faceswap.errors import ConfigError
+from faceswap.faces.detect import PHOTO_FINE, PHOTO_SIDES, VIDEO_SIDES, CenterFaceDetector
+from faceswap.faces.identity import IdentityEncoder
+from faceswap.faces.landmarks import MeshLandmarker
+from faceswap.models import ARCHITECTURES, build, load_model
+from faceswap.models.aei import AEINet
+from faceswap.models.centerface import CenterFace
+from faceswap.models.fused import FusedAEINet, fuse
+from faceswap.models.guided import GuidedAEINet
+from faceswap.swap import GHOST_MASK_SIDE, Swapper, choose_device
+
+
+def network(name: str) -> tuple[nn.Module, str]:
+    """A network by name or file, and one line about a stand-in (empty: its own weights).
+
+    Raises:
+        ConfigError: nobody knows the name, or what reads its file is no network of ours.
+    """
+    if name in ARCHITECTURES:
+        return rule_made(build(name)), f"{name}: weights made by a rule, for timing only"
+    if name.endswith((".safetensors", ".pth", ".pt")) or weights.present(name):
+        return load_model(name), ""
+    entry = weights.entry(name)
+    if entry.arch not in ARCHITECTURES:
+        raise ConfigError(f"{name}: its file is not here, and no network of ours reads it")
+    model = rule_made(build(entry.arch, **entry.args))
+    return model, f"{name}: not here; the same network with weights made by a rule, for timing only"
+
+
+def load_swapper(config: SwapConfig, *, video: bool = False) -> tuple[Swapper, list[str]]:
+    """What `Swapper.from_config` loads, or the like of it, and the stand-ins.
+
+    A detector or landmarks that need a file we do not have are lite's.
+    """
+    pack = weights.pack(config.pack)
+    if all(weights.present(name) for name in pack.weights):
+        return Swapper.from_config(config, video=video), []
+    device, told = choose_device(config.device), []
+    lite = weights.pack("lite")
+    for name, ours in ((pack.detector, lite.detector), (pack.landmarks, lite.landmarks)):
+        told.append(f"{name}: stands back for {ours}")
+    encoder, line = network(pack.identity)
+    told.append(line)
+    generator, line = network(config.swapper or pack.swapper)
+    told.append(line)
+    if not isinstance(generator, (AEINet, GuidedAEINet)):
+        raise ConfigError(f"{config.swapper}: holds a {type(generator).__name__}, no swapper")
+    fused = fuse(generator.to(device))
+    assert isinstance(fused, (FusedAEINet, GuidedAEINet))
+    detector = CenterFace.from_onnx(weights.resolve(lite.detector)).to(device).eval()
+    swapper = Swapper(
+        config,
+        pack=pack,
+        detector=CenterFaceDetector(
+            detector,
+            sides=config.detector.sides or (VIDEO_SIDES if video else PHOTO_SIDES),
+            fine=0 if video else PHOTO_FINE,
+        ),
+        landmarks=MeshLandmarker(fuse(load_model(lite.landmarks, device=device))),
+        encoder=IdentityEncoder(
+            fuse(encoder.to(device)), template=pack.template, size=GHOST_MASK_SIDE
+        ),
+        generator=fused,
+        device=torch.device(device),
+    )
+    return swapper, [line for line in told if line]
