@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -25,6 +26,7 @@ from faceswap.errors import ConfigError, MediaError
 from faceswap.media.lock import Lock, LockedError
 
 _VERSION = 2
+_log = logging.getLogger("faceswap")
 
 
 class Journal:
@@ -74,6 +76,8 @@ class Journal:
             self.folder.rmdir()
         if kept and isinstance(error, MediaError):
             raise MediaError(f"{error}; what is finished is kept, --resume goes on") from error
+        if kept and isinstance(error, KeyboardInterrupt):
+            _log.warning("what is finished is kept, --resume goes on")
 
     def begin(self, key: dict[str, Any], *, resume: bool) -> None:
         """Go on with the work that is there, or throw it away.

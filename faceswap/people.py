@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from faceswap.types import ClipPerson, PeopleReport
 
 QUICK = 40  # frames looked at to find the most present person
 THOROUGH = 240  # frames looked at to list everybody
+_TOGETHER = 8  # samples that the detector sees together
 _SEEK_SECONDS = 2.0  # with samples further apart than this, the clip is not read through
 _CLOSEST_SECONDS = 0.1  # samples are never nearer together
 _CONFIDENT = 0.05  # quality under which a face says nothing about who it is
@@ -149,30 +151,40 @@ class _Census:
 def _look_through(swapper: Swapper, clip: str, config: VideoConfig, count: int) -> _Census:
     """Faces of about ``count`` frames spread evenly over a clip."""
     census = _Census([], 0, 0.0, [], [])
-    encoder, last, moments = swapper.encoder, None, []
-    for seconds, frame in samples(clip, config, count, census.warnings):
-        frames = frame[None].to(swapper.device)
-        faces = swapper.detect(frames)
-        crops = align(faces.points, encoder.size, template="arcface").crop(frames, faces.frame)
-        small = thumbnails(frames)[0]
-        if last is not None and is_cut(last, small):
-            census.cuts.append(census.samples)
-        last = small
-        faces = faces.to("cpu")
-        for row, crop in enumerate(crops):
-            place = Place(faces.box[row], faces.points[row], float(faces.score[row]))
-            portrait = _portrait(frame, place)
-            census.sights.append(
-                Sight(seconds, census.samples, place.size, quality(place), crop, portrait)
-            )
-        moments.append(seconds)
-        census.samples += 1
-        if census.samples % 16 == 0:
-            _thin_out(census.sights)
+    last, moments = None, []
+    sampled = samples(clip, config, count, census.warnings)
+    while taken := list(itertools.islice(sampled, _TOGETHER)):
+        frames = torch.stack([frame for _, frame in taken]).to(swapper.device)
+        for number, small in enumerate(thumbnails(frames), census.samples):
+            if last is not None and is_cut(last, small):
+                census.cuts.append(number)
+            last = small
+        times = [seconds for seconds, _ in taken]
+        census.sights += _sights(swapper, frames, times, census.samples)
+        census.samples += len(taken)
+        moments += times
+        _thin_out(census.sights)
     if len(moments) > 1:
         census.interval = (moments[-1] - moments[0]) / (len(moments) - 1)
-    _thin_out(census.sights)
     return census
+
+
+def _sights(
+    swapper: Swapper,
+    frames: Tensor,  # (B, 3, H, W) uint8
+    times: Sequence[float],  # B, seconds
+    first: int,  # number of the first among the samples
+) -> list[Sight]:
+    """The faces of some samples."""
+    faces = swapper.detect(frames)
+    aligned = align(faces.points, swapper.encoder.size, template="arcface")
+    crops, faces = aligned.crop(frames, faces.frame), faces.to("cpu")
+    sights = []
+    for row, (crop, b) in enumerate(zip(crops, faces.frame.tolist(), strict=True)):
+        place = Place(faces.box[row], faces.points[row], float(faces.score[row]))
+        portrait = _portrait(frames[b].cpu(), place)
+        sights.append(Sight(times[b], first + b, place.size, quality(place), crop, portrait))
+    return sights
 
 
 def samples(

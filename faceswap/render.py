@@ -54,6 +54,9 @@ class Row:
     opacity: float
 
 
+Located = tuple[Waiting, Sequence[tuple[int, Place]]]  # a batch, and (frame, place) in it
+
+
 class Renderer:
     """Swaps the faces of one clip, batch by batch.
 
@@ -98,7 +101,7 @@ class Renderer:
         self._clock("track", began)
         faces, mesh, side = faces.to(device), mesh.to(device), side.to(device)
         out = self.with_room(
-            lambda: self.swapper.replace(
+            lambda _size: self.swapper.replace(  # goes by the setting that `with_room` changes
                 waiting.frames,
                 faces,
                 self.identities,
@@ -111,21 +114,40 @@ class Renderer:
         )
         return out, faces
 
-    def with_room(self, call: Callable[[], R]) -> R:
-        """Make a call; with half the batch as long as the GPU's memory does not suffice."""
+    def with_room(self, call: Callable[[int], R]) -> R:
+        """Make a call; with half the batch as long as the GPU's memory does not suffice.
+
+        Args:
+            call: is told how many frames or faces may go through a network together.
+
+        Raises:
+            DeviceError: not even one.
+        """
         while True:
+            size = self.swapper.config.batch_size
             try:
-                return call()
+                return call(size)
             except torch.cuda.OutOfMemoryError as error:
-                size = self.swapper.config.batch_size // 2
-                if not size:
+                if size == 1:
                     raise DeviceError(
                         "the GPU's memory does not suffice for a single frame; close other "
                         "programs or use --device cpu"
                     ) from error
             torch.cuda.empty_cache()
-            self.swapper.config = self.swapper.config.model_copy(update={"batch_size": size})
-            self.warnings.append(f"GPU memory is short: batches of {size} from here on")
+            self.swapper.config = self.swapper.config.model_copy(update={"batch_size": size // 2})
+            self.warnings.append(f"GPU memory is short: batches of {size // 2} from here on")
+
+    def per_face(self, network: Callable[[Tensor, Faces], Tensor], at: Located) -> Tensor:
+        """What a network says of faces of one batch, ``(N, ...) float32`` on the CPU."""
+        waiting, places = at
+        faces = table([(frame - waiting.first, place) for frame, place in places])
+        faces = faces.to(waiting.frames.device)
+
+        def call(size: int) -> Tensor:
+            rows = torch.arange(len(faces), device=faces.frame.device).split(size)
+            return torch.cat([network(waiting.frames, faces[part]).float().cpu() for part in rows])
+
+        return self.with_room(call)
 
     def _find_meshes(self, ahead: Sequence[Waiting], rows: Sequence[Row]) -> None:
         """Dense landmarks of the tracks to be swapped, as far ahead as smoothing looks."""
@@ -142,9 +164,8 @@ class Renderer:
             ]
             if wanted:
                 wanted.sort(key=lambda item: item[0])
-                faces = table([(frame - waiting.first, place) for frame, place in wanted])
-                found = self.swapper.dense(waiting.frames, faces.to(waiting.frames.device))
-                for (_, place), mesh in zip(wanted, found.float().cpu(), strict=True):
+                found = self.per_face(self.swapper.dense, (waiting, wanted))
+                for (_, place), mesh in zip(wanted, found, strict=True):
                     place.mesh = mesh
 
     def _steady(self, row: Row, seconds: Mapping[int, float]) -> Tensor:

@@ -16,8 +16,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from faceswap.errors import MediaError
 from faceswap.journal import Journal
 from faceswap.media.encoders import Encoding
 from faceswap.media.plan import LOSSLESS, Clip, Plan
@@ -56,6 +58,34 @@ class Segments:
         self._end = 0  # tick at which the newest frame ends
         state = journal.state
         self._lead = None if state is None else Fraction(state["lead"])  # seconds before the first
+
+    def rehearse(self) -> None:
+        """Encode two frames of nothing as the output will be, and throw them away.
+
+        What an encoder does not take (a preset, a quality, a size, a container, a GPU that is not
+        there) it says when it is opened, which would be at the very end for an animation.
+
+        Raises:
+            MediaError: it cannot be written.
+        """
+        path = self.journal.folder / f"trial{self._suffix}"
+        info = self._played()
+        encoding = self.encoding if not self._movie else replace(self.encoding, rate=None)
+        step = max(1, round(1 / (info.rate * info.time_base)))
+        frames = torch.zeros(2, 3, info.height, info.width, dtype=torch.uint8)
+        frames[1] = 128
+        try:
+            with VideoWriter(path, info, encoding=encoding, overwrite=True) as out:
+                out.write(frames, [0, step])
+        except MediaError as error:
+            said = str(error).partition(": ")[2]
+            if "no space" in said:
+                raise
+            raise MediaError(
+                f"{self.journal.output.name!r} cannot be encoded: {said}; choose another --codec, "
+                "--encoder, --crf, --preset or extension"
+            ) from error
+        path.unlink()
 
     def write(self, batch: FrameBatch, out: Tensor, following: int | None) -> None:
         """Take some frames.
@@ -133,14 +163,18 @@ class Segments:
             self._end = max([nearest(seconds[-1], self._rate), *ends])
 
     def _open(self) -> VideoWriter:
-        info, encoding, suffix = self.info, replace(self.encoding, rate=None), self._suffix
+        info, encoding, suffix = self._played(), replace(self.encoding, rate=None), self._suffix
         if not self._movie:
             name = _SAME_SAMPLES.get(info.pixel_format, info.pixel_format)
             encoding, suffix = Encoding(codec="ffv1", pixel_format=name), LOSSLESS
-        elif self._rate is not None:
-            info = replace(info, rate=self._rate, time_base=self._base, variable_rate=False)
         path = self.journal.next_segment(suffix)
         return VideoWriter(path, info, encoding=encoding, overwrite=True)
+
+    def _played(self) -> VideoInfo:
+        """What a film's encoder is told of its frames."""
+        if self._rate is None:
+            return self.info
+        return replace(self.info, rate=self._rate, time_base=self._base, variable_rate=False)
 
     def _finish(self) -> tuple[Path, Fraction]:
         """The segment that was being written, and its length in seconds."""

@@ -146,18 +146,19 @@ class Swapper:
             device=device,
         )
 
-    def detect(self, frames: Tensor, *, unsure: float = 1.0) -> Faces:
+    def detect(self, frames: Tensor, *, unsure: float = 1.0, consecutive: bool = False) -> Faces:
         """Faces of ``(B, 3, H, W) uint8`` frames, turned ones too if the settings say so.
 
         Args:
             frames: where to look.
             unsure: factor on the detector's threshold; under 1, faces it is unsure of come too.
+            consecutive: the frames follow each other in a clip; see `detect_any_rotation`.
         """
         with self._stage("detect"):
             sure = self.detector.threshold
             detector = self.detector if unsure == 1 else self.detector.with_threshold(sure * unsure)
             if self.config.detector.rotate:
-                faces = detect_any_rotation(detector, frames, sure=sure)
+                faces = detect_any_rotation(detector, frames, sure=sure, consecutive=consecutive)
             else:
                 faces = detector(frames)
             if not len(faces) and isinstance(detector, CenterFaceDetector):

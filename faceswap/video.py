@@ -95,6 +95,7 @@ def swap_video(
     encoding = _encoding(config.encode)
     plan = make_plan(target, info, beside, encoding, find_ffmpeg())
     with Journal(target) as journal:
+        Segments(journal, info, beside, plan=plan, encoding=encoding).rehearse()
         cast = cast_of(swapper, wish, beside.path, config)
         journal.begin(_key(config, wish, beside.path), resume=resume)
         segments = Segments(journal, info, beside, plan=plan, encoding=encoding)

@@ -20,7 +20,7 @@ from faceswap.config import VideoConfig
 from faceswap.faces.shots import Shots
 from faceswap.faces.track import Place, Track, Tracker
 from faceswap.media.planes import FrameBatch
-from faceswap.render import Renderer, Row, Waiting, table
+from faceswap.render import Renderer, Row, Waiting
 from faceswap.swap import Swapper
 from faceswap.tally import Tally, measurable
 from faceswap.types import Faces, Identities
@@ -137,10 +137,8 @@ class Window:
         looked = [b for b, cut in enumerate(cuts) if cut or (waiting.first + b) % every == 0]
         faces = Faces.empty()
         if looked:
-            rows = torch.tensor(looked, device=waiting.frames.device)
-            faces = self._render.with_room(
-                lambda: self.swapper.detect(waiting.frames[rows], unsure=UNSURE)
-            ).to("cpu")
+            frames = waiting.frames[torch.tensor(looked, device=waiting.frames.device)]
+            faces = self._render.with_room(lambda size: self._detect(frames, size))
         began = time.perf_counter()
         for row, b in enumerate(looked):
             self._tracker.update(
@@ -148,14 +146,23 @@ class Window:
             )
         self._clock("track", began)
 
+    def _detect(self, frames: Tensor, size: int) -> Faces:
+        """Faces of consecutive frames, so many of which go through the network together."""
+        tables = []
+        for start in range(0, len(frames), size):
+            part = frames[start : start + size]
+            faces = self.swapper.detect(part, unsure=UNSURE, consecutive=True).to("cpu")
+            tables.append(Faces(faces.frame + start, faces.box, faces.points, faces.score))
+        return Faces.cat(tables)
+
     def _describe(self, asked: Sequence[tuple[int, Place]]) -> Tensor:
         """Embeddings ``(M, D)`` of faces in frames of the window, in the order asked for."""
         parts: dict[int, Tensor] = {}
         for waiting in self._waiting:
             rows = [i for i, (frame, _) in enumerate(asked) if waiting.first <= frame < waiting.end]
             if rows:
-                faces = table([(asked[i][0] - waiting.first, asked[i][1]) for i in rows])
-                found = self.swapper.embed(waiting.frames, faces.to(waiting.frames.device)).cpu()
+                here = (waiting, [asked[i] for i in rows])
+                found = self._render.per_face(self.swapper.embed, here)
                 parts.update(zip(rows, found, strict=True))
         return torch.stack([parts[i] for i in range(len(asked))])
 

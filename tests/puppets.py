@@ -8,7 +8,7 @@ milliseconds.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ from torch import Tensor
 from faceswap import weights
 from faceswap.config import VideoConfig
 from faceswap.media.writer import Encoding, VideoWriter
-from faceswap.types import Faces, Identities, VideoInfo
+from faceswap.types import Faces, Identities, SwapResult, VideoInfo
 
 PEOPLE = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 220)}
 PAINT = torch.tensor([[255, 255, 255], [240, 230, 40]], dtype=torch.uint8)
@@ -78,7 +78,7 @@ class Puppeteer:
         self.asked = 0  # faces whose identity was asked for
         self.colors = torch.tensor(list(PEOPLE.values()), dtype=torch.float32)
 
-    def detect(self, frames: Tensor, *, unsure: float = 1.0) -> Faces:
+    def detect(self, frames: Tensor, *, unsure: float = 1.0, consecutive: bool = False) -> Faces:
         rows = []
         for b, frame in enumerate(frames):
             for color in self.colors:
@@ -132,6 +132,16 @@ class Puppeteer:
 
     dense = landmarks
 
+    def __call__(
+        self, frames: Tensor, identities: Identities, choose: Callable[..., Tensor]
+    ) -> SwapResult:
+        faces = self.detect(frames)
+        wanted = getattr(choose, "needs_embedding", False) and len(faces)
+        source = choose(faces, self.embed(frames, faces) if wanted else None)
+        chosen, opacity = faces[source >= 0], torch.ones(int((source >= 0).sum()))
+        out = self.replace(frames, chosen, identities, source[source >= 0], opacity=opacity)
+        return SwapResult(out, faces, source)
+
     def sides(self, extent: Tensor) -> Tensor:
         return torch.full_like(extent, 128, dtype=torch.int64)
 
@@ -142,10 +152,10 @@ class Puppeteer:
         identities: Identities,
         source: Tensor,
         *,
-        mesh: Tensor,
-        side: Tensor,
         opacity: Tensor,
-        settle: object,
+        mesh: Tensor | None = None,
+        side: Tensor | None = None,
+        settle: object = None,
     ) -> Tensor:
         time.sleep(self.slow)
         out = frames.clone()

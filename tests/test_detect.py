@@ -195,6 +195,24 @@ def test_upright_pictures_are_not_turned(detector: Detector) -> None:
     assert calls == [1]
 
 
+def test_of_consecutive_frames_without_a_face_one_is_turned(detector: Detector) -> None:
+    calls = []
+
+    def counting(frames: Tensor) -> Faces:
+        calls.append(frames.shape[0])
+        return detector(frames)
+
+    upright = scaled(picture(), 0.5)
+    empty, upside_down = torch.full_like(upright, 90), upright.flip((2, 3))
+    frames = torch.cat([upright, empty, empty, empty])
+    assert detect_any_rotation(counting, frames, consecutive=True).frame.tolist() == [0]
+    assert calls == [4, 1, 1, 1, 1]  # upright; the middle one upright and three times turned
+    calls.clear()
+    frames = torch.cat([empty, upside_down, upside_down, empty])
+    assert detect_any_rotation(counting, frames, consecutive=True).frame.tolist() == [1, 2]
+    assert calls == [4, 1, 1, 1, 1, 4, 4, 4]
+
+
 @pytest.mark.parametrize("fill", [1.0, 1.3])
 def test_face_that_fills_the_picture(detector: Detector, fill: float) -> None:
     side = int(110 / fill)

@@ -6,6 +6,7 @@ around the networks runs in full; one test at the end swaps a real face.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -25,15 +26,19 @@ from puppets import BASE, Drawn, Puppeteer, draw, painted, painted_at, write_cli
 from torch import Tensor
 
 from faceswap import video
+from faceswap.casting import Casting
 from faceswap.config import VideoConfig
-from faceswap.errors import ConfigError, FaceSwapError, MediaError, NoFaceError
-from faceswap.media.binary import find_ffmpeg
+from faceswap.errors import ConfigError, DeviceError, FaceSwapError, MediaError, NoFaceError
+from faceswap.media.binary import encoders, find_ffmpeg
+from faceswap.media.planes import FrameBatch
 from faceswap.media.provenance import COMPOSITE, read_provenance
 from faceswap.media.reader import VideoReader
 from faceswap.media.writer import VideoWriter
 from faceswap.people import list_people
 from faceswap.segments import at_rate
+from faceswap.types import Faces
 from faceswap.video import swap_video
+from faceswap.window import Window
 
 FAST = {"encode": {"preset": "ultrafast", "crf": 4}, "batch_size": 4}
 SOURCE = np.full((32, 32, 3), 127, np.uint8)
@@ -642,6 +647,74 @@ def test_refusals_before_any_work(tmp_path: Path, monkeypatch) -> None:
         swap(clip, tmp_path / "out.mp4", reference=photo("red"), all_faces=True)
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no folder that root cannot write to")
+def test_a_folder_that_nobody_can_write_to(tmp_path: Path) -> None:
+    clip = make(tmp_path / "in.mp4", lambda t: [("red", 20, 20, 30)], 6)
+    with pytest.raises(MediaError, match="Cannot write into '/proc/self'"):
+        swap(clip, Path("/proc/self/out.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("name", "encode"),
+    [
+        ("out.mp4", {"preset": "instant"}),
+        ("out.webm", {"encoder": "libx264"}),
+        ("out.gif", {"encoder": "libx264"}),
+        ("out.mp4", {"encoder": "h264_nvenc"}),
+    ],
+)
+def test_what_an_encoder_does_not_take_is_said_up_front(
+    tmp_path: Path, monkeypatch, name: str, encode: dict[str, str]
+) -> None:
+    if encode.get("encoder", "") not in ("", *encoders(find_ffmpeg())) or (
+        "nvenc" in encode.get("encoder", "") and os.path.exists("/dev/nvidia0")
+    ):
+        pytest.skip("this ffmpeg has no such encoder, or this machine can use it")
+    clip = make(tmp_path / "in.mp4", lambda t: [("red", 20, 20, 30)], 6)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr(Puppeteer, "detect", never)
+    with pytest.raises(
+        MediaError, match=rf"'{name}' cannot be encoded: .*choose another"
+    ) as caught:
+        swap(clip, tmp_path / name, settings=config(encode=encode))
+    assert "\n" not in str(caught.value)
+    assert left_behind(tmp_path) == set()
+
+
+class Cramped(Puppeteer):
+    """A GPU whose memory suffices for so many frames, or faces, at once."""
+
+    room = 2
+
+    def detect(self, frames: Tensor, **given) -> Faces:
+        if len(frames) > self.room:
+            raise torch.cuda.OutOfMemoryError
+        return super().detect(frames, **given)
+
+    def dense(self, frames: Tensor, faces: Faces) -> Tensor:
+        if len(faces) > self.room:
+            raise torch.cuda.OutOfMemoryError
+        return super().landmarks(frames, faces)
+
+
+def test_batches_are_halved_when_gpu_memory_is_short(tmp_path: Path) -> None:
+    clip = make(tmp_path / "in.mp4", two, 20)
+    given = {"config": config(batch_size=8), "reference": photo("blue"), "overwrite": True}
+    usual = swap_video(Puppeteer(given["config"]), SOURCE, clip, tmp_path / "out.mp4", **given)
+    frames = read(usual.output)[0]
+    cramped = swap_video(Cramped(given["config"]), SOURCE, clip, tmp_path / "out.mp4", **given)
+    assert "batches of 2 from here on" in " ".join(cramped.warnings)
+    assert torch.equal(read(cramped.output)[0], frames)
+    puppets = Cramped(given["config"])
+    puppets.room = 0
+    given |= {"reference": None, "all_faces": True}
+    with pytest.raises(DeviceError, match="does not suffice for a single frame"):
+        swap_video(puppets, SOURCE, clip, tmp_path / "out.mp4", **given)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_read_only_folder(tmp_path: Path) -> None:
     clip = make(tmp_path / "in.mp4", lambda t: [("red", 20, 20, 30)], 6)
@@ -687,24 +760,78 @@ def test_people_of_an_empty_clip(tmp_path: Path) -> None:
     assert not (tmp_path / "people").exists()
 
 
-def test_memory_does_not_depend_on_the_length(tmp_path: Path, monkeypatch) -> None:
-    """Frames alive at any moment: those of the window and of the two queues."""
-    from faceswap.window import Window
+@pytest.mark.parametrize("slow", ["work", "writer"])
+def test_memory_does_not_depend_on_the_length(tmp_path: Path, monkeypatch, slow: str) -> None:
+    """Frames that exist at any moment, wherever: reader, queues, window, writer."""
+    alive = []
 
-    most: dict[int, int] = {}
-    feed = Window.feed
+    def count(frames: int, *_: int) -> None:
+        if frames // 4 % 4:  # looking at every object there is takes a while
+            return
+        batches = [each for each in gc.get_objects() if type(each) is FrameBatch]
+        alive.append(len({id(planes) for batch in batches for planes in batch.planes}))
 
-    def counted(self, batch):
-        yield from feed(self, batch)
-        length = most["length"]
-        most[length] = max(most.get(length, 0), sum(len(w.batch) for w in self._waiting))
+    if slow == "writer":  # the queue before it fills up
+        real = VideoWriter.write
 
-    monkeypatch.setattr(Window, "feed", counted)
-    for length in (60, 180):
+        def write(self, frames, pts, original=None):
+            time.sleep(0.004)
+            return real(self, frames, pts, original)
+
+        monkeypatch.setattr(VideoWriter, "write", write)
+    most = {}
+    for length in (80, 320):
         clip = make(tmp_path / f"{length}.mp4", lambda t: [("red", 20, 20, 30)], length)
-        most["length"] = length
-        swap(clip, tmp_path / "out.mp4")
-    assert most[60] == most[180] < 30
+        swap(clip, tmp_path / "out.mp4", progress=count)
+        most[length] = max(alive)
+        alive.clear()
+    settings, puppets = config(), Puppeteer()
+    window = Window(
+        puppets,
+        puppets.identify([]),
+        roles=(0,),
+        casting=Casting(None),
+        config=settings,
+        rate=25.0,
+    )
+    queued = 2 * (video._DEPTH + 2) * settings.batch_size  # waiting, and one in hand at each end
+    assert most[320] <= window._ahead + 2 * settings.batch_size + queued < 80
+    assert most[320] <= most[80] + settings.batch_size
+
+
+@pytest.mark.parametrize("cuts", [False, True])
+def test_one_person_in_view_needs_no_identity_network(
+    tmp_path: Path, lite_pack, monkeypatch, cuts: bool
+) -> None:
+    """With the real pack: the encoder sees the source photo, and nothing of the clip."""
+    from skimage import data
+
+    from faceswap.faces.identity import IdentityEncoder
+    from faceswap.swap import Swapper
+
+    seen = []
+    real = IdentityEncoder.embed
+
+    def embed(self, crops: Tensor) -> Tensor:
+        seen.append(len(crops))
+        return real(self, crops)
+
+    monkeypatch.setattr(IdentityEncoder, "embed", embed)
+    person = torch.from_numpy(data.astronaut()[0:220, 120:330].copy()).permute(2, 0, 1)
+    frames = []
+    for t in range(4):
+        frame = torch.full((3, 240, 320), 230 if cuts and t > 1 else 100, dtype=torch.uint8)
+        frame[:, 10:230, 20 + 8 * t : 230 + 8 * t] = person
+        frames.append(frame)
+    clip = write_clip(tmp_path / "in.mkv", frames, rate=5)
+    settings = VideoConfig(detector={"rotate": False}, encode={"preset": "ultrafast"})
+    swapper = Swapper.from_config(settings, video=True)
+    source = np.ascontiguousarray(data.astronaut()[:250, 100:350])
+    report = swap_video(swapper, source, clip, tmp_path / "out.mkv", config=settings)
+    assert report.faces_swapped == 4
+    assert report.person == ""
+    # Two shots could be of two people; that they are not is looked up once, for the census.
+    assert seen == ([1, 4] if cuts else [1])
 
 
 def test_a_real_face(tmp_path: Path, lite_pack) -> None:

@@ -192,6 +192,7 @@ def detect_any_rotation(
     frames: Tensor,  # (B, 3, H, W) uint8 RGB
     *,
     sure: float = 0.0,  # score under which a face does not count as one that was found
+    consecutive: bool = False,  # the frames follow each other in a clip
 ) -> Faces:
     """Faces of all frames, however they are turned.
 
@@ -200,11 +201,19 @@ def detect_any_rotation(
     with points a third of the eye distance off. Of several findings of one face the most upright
     counts. Boxes and points come back in the pixels of the frame as given; see the module about
     ``left eye``.
+
+    Of consecutive frames without a face the middle one is tried, and the others only if that
+    shows one: most of them are empty, and this is a third of the work.
     """
     upright = detector(frames)
     roll = _roll(upright)
     again = torch.ones(len(frames), dtype=torch.bool, device=frames.device)
     again[upright.frame[upright.score >= sure]] = False
+    empty = torch.nonzero(again)[:, 0]
+    if consecutive and len(empty) > 1:
+        middle = frames[empty[len(empty) // 2]][None]
+        if not bool((detect_any_rotation(detector, middle, sure=sure).score >= sure).any()):
+            again[empty] = False
     again[upright.frame[(roll.abs() > _TILTED) & (upright.score >= sure)]] = True
     rows = torch.nonzero(again)[:, 0]
     if not len(rows):

@@ -154,25 +154,26 @@ def with_changes(
     if box is None:
         return planes
     y0, y1, x0, x1 = box
-    before = old[:, y0:y1, x0:x1].cpu().numpy().astype(np.float32)
-    delta = new[:, y0:y1, x0:x1].cpu().numpy().astype(np.float32) - before
+    delta = _numpy(new[:, y0:y1, x0:x1]).astype(np.float32, order="C")
+    delta -= _numpy(old[:, y0:y1, x0:x1])
     full_range = _is_full_range(form, info)
     if form.kind == "gbr":
-        parts = [delta[1], delta[2], delta[0]]
-    elif form.kind == "yuv":
-        parts = list(_to_yuv(delta, matrix_of(info)))
+        parts = delta[[1, 2, 0]]
     else:
-        parts = [_to_yuv(delta, "smpte170m")[0]]
+        matrix = _to_yuv(matrix_of(info) if form.kind == "yuv" else "smpte170m")
+        parts = (matrix @ delta.reshape(3, -1)).reshape(delta.shape)
     result = list(planes)
-    for index, part in enumerate(parts):
+    for index in range(1 if form.kind == "gray" else 3):
         chroma = index > 0 and form.kind == "yuv"
         steps = form.top if full_range else (224 if chroma else 219) << form.bits - 8
         sub_y, sub_x = (form.sub_y, form.sub_x) if chroma else (1, 1)
-        small = _shrink(part * (steps / 255), sub_y, sub_x)
+        small = _shrink(parts[index], sub_y, sub_x) * np.float32(steps / 255)
         plane = planes[index].copy()
         top, left = y0 // sub_y, x0 // sub_x
         place = plane[top : top + small.shape[0], left : left + small.shape[1]]
-        place[:] = np.clip(place + np.rint(small[: place.shape[0], : place.shape[1]]), 0, form.top)
+        small = np.rint(small[: place.shape[0], : place.shape[1]])
+        small += place
+        place[:] = np.clip(small, 0, form.top, out=small)
         result[index] = plane
     return tuple(result)
 
@@ -225,22 +226,31 @@ def _changed_box(old: Tensor, new: Tensor) -> tuple[int, int, int, int] | None:
     """y0, y1, x0, x1 around all changes, on the chroma grid; None if there are none."""
     if new.data_ptr() == old.data_ptr():
         return None
-    changed = (new != old).any(0)
-    rows, columns = changed.any(1).nonzero(), changed.any(0).nonzero()
+    different = _numpy(new) != _numpy(old)
+    height, width = different.shape[1:]
+    rows = np.flatnonzero(different.any(2).any(0))
     if not len(rows):
         return None
-    height, width = changed.shape
+    columns = np.flatnonzero(different[:, rows[0] : rows[-1] + 1].any(1).any(0))
     y0, y1 = int(rows[0]) // 2 * 2, int(rows[-1]) // 2 * 2 + 2
     # two more columns on each side: a chroma sample has a quarter of the pixels beside its column
     x0, x1 = int(columns[0]) // 2 * 2 - 2, int(columns[-1]) // 2 * 2 + 4
     return y0, min(y1, height), max(x0, 0), min(x1, width)
 
 
-def _to_yuv(rgb: Plane, matrix: str) -> tuple[Plane, Plane, Plane]:
-    """Luma and the two colour differences (ITU-T H.273, equations 38 to 40), same unit as rgb."""
+def _numpy(frame: Tensor) -> Plane:
+    array: Plane = frame.cpu().numpy()
+    return array
+
+
+def _to_yuv(matrix: str) -> Plane:
+    """(3, 3) float32: RGB to luma and two colour differences (ITU-T H.273, equations 38 to 40)."""
     red, blue = _LUMA[matrix]
-    luma = red * rgb[0] + (1 - red - blue) * rgb[1] + blue * rgb[2]
-    return luma, (rgb[2] - luma) / (2 * (1 - blue)), (rgb[0] - luma) / (2 * (1 - red))
+    luma = np.array([red, 1 - red - blue, blue])
+    of_blue = (np.array([0, 0, 1]) - luma) / (2 * (1 - blue))
+    of_red = (np.array([1, 0, 0]) - luma) / (2 * (1 - red))
+    rows: Plane = np.stack([luma, of_blue, of_red]).astype(np.float32)
+    return rows
 
 
 def _shrink(values: Plane, sub_y: int, sub_x: int) -> Plane:
