@@ -779,12 +779,8 @@ def test_memory_does_not_depend_on_the_length(tmp_path: Path, monkeypatch, slow:
             return real(self, frames, pts, original)
 
         monkeypatch.setattr(VideoWriter, "write", write)
-    most = {}
-    for length in (80, 320):
-        clip = make(tmp_path / f"{length}.mp4", lambda t: [("red", 20, 20, 30)], length)
-        swap(clip, tmp_path / "out.mp4", progress=count)
-        most[length] = max(alive)
-        alive.clear()
+    clip = make(tmp_path / "long.mp4", lambda t: [("red", 20, 20, 30)], 320)
+    swap(clip, tmp_path / "out.mp4", progress=count)
     settings, puppets = config(), Puppeteer()
     window = Window(
         puppets,
@@ -795,8 +791,8 @@ def test_memory_does_not_depend_on_the_length(tmp_path: Path, monkeypatch, slow:
         rate=25.0,
     )
     queued = 2 * (video._DEPTH + 2) * settings.batch_size  # waiting, and one in hand at each end
-    assert most[320] <= window._ahead + 2 * settings.batch_size + queued < 80
-    assert most[320] <= most[80] + settings.batch_size
+    assert len(alive) > 10
+    assert max(alive) <= window._ahead + 2 * settings.batch_size + queued < 80
 
 
 @pytest.mark.parametrize("cuts", [False, True])

@@ -79,7 +79,7 @@ def test_codec_encoder_crf_and_preset(clip: Path, capsys) -> None:
     assert b"cabac=0" in Path("out.mkv").read_bytes()  # x264 writes down its settings
     size("--preset", "veryfast")
     assert b"cabac=1" in Path("out.mkv").read_bytes()
-    assert "no codec 'h265'" in refused(
+    assert "encode.codec: should be 'h264'" in refused(
         capsys, 2, "source.png", clip, "-o", "out.mkv", "--overwrite", "--codec", "h265"
     )
 
