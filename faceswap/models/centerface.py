@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from faceswap.errors import WeightError
+from faceswap.models.onnx_file import read_onnx
 
 STRIDE = 4  # frame pixels per cell of the output maps
 _PAD = 32  # the trunk halves five times
@@ -173,22 +174,15 @@ def _graph_order(model: CenterFace) -> list[nn.Module]:
 
 def _read_graph(path: Path) -> list[tuple[Tensor, Tensor]]:
     """Weight and bias of every convolution in graph order, batch norms folded in."""
-    import onnx  # only to read a file format; nothing runs through it
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        graph = onnx.load(str(path)).graph
-    except DecodeError as error:
-        raise WeightError(f"{path}: not an ONNX file") from error
-    values = {i.name: torch.tensor(onnx.numpy_helper.to_array(i)) for i in graph.initializer}
+    nodes, values = read_onnx(path)
     pairs: list[tuple[Tensor, Tensor]] = []
-    for node in graph.node:
-        named = [values[name] for name in node.input if name in values]
-        if node.op_type == "Conv":
+    for node in nodes:
+        named = [values[name] for name in node.inputs if name in values]
+        if node.operator == "Conv":
             pairs.append((named[0], named[1] if len(named) > 1 else torch.zeros(len(named[0]))))
-        elif node.op_type == "ConvTranspose":
+        elif node.operator == "ConvTranspose":
             pairs.append((named[0], torch.zeros(named[0].shape[1])))
-        elif node.op_type == "BatchNormalization":  # only after deconvolutions: (in, out, kh, kw)
+        elif node.operator == "BatchNormalization":  # only after deconvolutions: (in, out, kh, kw)
             gain, shift, mean, variance = named
             gain = gain / (variance + _BN_EPS).sqrt()
             weight, bias = pairs.pop()
