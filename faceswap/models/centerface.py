@@ -5,6 +5,12 @@ Network of Xu et al., "CenterFace: Joint Face Detection and Alignment Using Face
 MobileNetV2 trunk to stride 32, a top-down path of 2x2 deconvolutions back to stride 4, and four
 1x1 heads on a shared 3x3 convolution. Batch norms are folded into the convolutions, so the
 module is for inference.
+
+Other engines, on one core of a Xeon with AMX at 640x384 (2026-11-25, smallest CPU time of 15,
+taking turns, machine busy): this module 85 ms; onnxruntime 87 ms; frozen by torch.jit 65 ms; bf16
+55 ms, but the logarithm of the box size is then off by up to 0.28. Convolution and ReLU in one
+oneDNN call: 15 to 22 % less with weights packed beforehand (a private interface), 3 % without.
+None of these is worth its price, so there is one way to run it.
 """
 
 from __future__ import annotations
