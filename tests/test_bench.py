@@ -131,6 +131,7 @@ def test_model_bench_knows_the_networks_of_a_pack():
     result = bench_model("lite", batches=(1,), device="cpu", repeats=1)
     names = [row["network"] for row in result["networks"]]
     assert names == ["centerface", "lite-landmarks", "lite-identity", "lite-swapper"]
+    assert result["stand_ins"] == [], "all of these are shipped"
     assert all(row["max_difference"] < 1e-2 for row in result["networks"])  # px, embeddings
     with pytest.raises(ConfigError, match="lite-swaper"):
         bench_model("lite-swaper", batches=(1,), device="cpu", repeats=1)

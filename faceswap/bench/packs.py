@@ -31,13 +31,17 @@ def network(name: str) -> tuple[nn.Module, str]:
     Raises:
         ConfigError: nobody knows the name, or what reads its file is no network of ours.
     """
-    if name in ARCHITECTURES:
-        return rule_made(build(name)), f"{name}: weights made by a rule, for timing only"
-    if name.endswith((".safetensors", ".pth", ".pt")) or weights.present(name):
+    if name.endswith((".safetensors", ".pth", ".pt")):
         return load_model(name), ""
+    if name in ARCHITECTURES and name not in weights.entries():
+        return rule_made(build(name)), f"{name}: weights made by a rule, for timing only"
     entry = weights.entry(name)
     if entry.arch not in ARCHITECTURES:
-        raise ConfigError(f"{name}: its file is not here, and no network of ours reads it")
+        raise ConfigError(f"{name}: no network of ours reads its file, so it cannot be timed")
+    if weights.present(name):
+        if entry.arch == "centerface":
+            return CenterFace.from_onnx(weights.resolve(name)), ""
+        return load_model(name), ""
     model = rule_made(build(entry.arch, **entry.args))
     return model, f"{name}: not here; the same network with weights made by a rule, for timing only"
 
