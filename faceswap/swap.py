@@ -134,8 +134,8 @@ class Swapper:
             raise ConfigError(
                 f"{config.swapper}: holds a {type(generator).__name__}, which is no swapper"
             )
-        fused = fuse(generator)  # a plain AEINet becomes a FusedAEINet, a guided one stays one
-        assert isinstance(fused, (GuidedAEINet, FusedAEINet))
+        fused = fuse(generator)  # a plain AEINet becomes a FusedAEINet, others stay
+        assert isinstance(fused, (GuidedAEINet, AEINet, FusedAEINet))
         return cls(
             config,
             pack=pack,

@@ -49,11 +49,12 @@ def test_onnx_gives_the_same(run, arch):
 
 
 @pytest.mark.parametrize(
-    ("encoder", "injection"),
-    [("linknet", "adaconv"), ("fpn", "attention"), ("resnet", "adain")],
+    ("encoder", "injection", "mask_head"),
+    [("linknet", "adaconv", True), ("fpn", "attention", False), ("resnet", "adain", False)],
 )
-def test_every_kind_of_aei(tmp_path, encoder, injection):
+def test_every_kind_of_aei(tmp_path, encoder, injection, mask_head):
     args = {**ARGS["aei"], "attribute_encoder": encoder, "identity_injection": injection}
+    args["mask_head"] = mask_head
     torch.manual_seed(0)
     save_model(tmp_path / "swapper.safetensors", build("aei", **args), "aei", args)
     path = export(tmp_path, "onnx")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from faceswap.train import losses
-from faceswap.train.config import AeiLosses
+from faceswap.train.config import AeiConfig, AeiLosses
 
 
 def picture(value: float, n: int = 1, side: int = 4) -> torch.Tensor:
@@ -124,6 +124,13 @@ def test_cycle_loss():
     close(losses.cycle_loss(picture(0.75), picture(0.5)), 0.25)
 
 
+def test_mask_loss_of_an_undecided_and_a_sure_mask():
+    region = torch.tensor([[[[1.0, 0.0]]]])
+    close(losses.mask_loss(torch.zeros(1, 1, 1, 2), region), math.log(2))
+    close(losses.mask_loss(torch.tensor([[[[30.0, -30.0]]]]), region), 0)
+    close(losses.mask_loss(torch.tensor([[[[-3.0, -30.0]]]]), region), math.log1p(math.exp(3)) / 2)
+
+
 def test_ssim_of_flat_pictures():
     """Without variance only the means count: (2ab + C1) / (a^2 + b^2 + C1)."""
     a, b = picture(0.8, side=16), picture(0.4, side=16)
@@ -151,4 +158,6 @@ def test_pair_loss_at_the_fence():
 
 def test_the_recipe_is_the_articles():
     on = {name: weight for name, weight in AeiLosses().model_dump().items() if weight}
+    assert not AeiConfig().model.mask_head
+    assert on.pop("mask") == 1  # of a head that is off
     assert on == {"adversarial": 1, "attribute": 10, "identity": 15, "reconstruction": 10}

@@ -29,7 +29,8 @@ NAMES = {path.stem for path in CONFIGS}
 
 def test_all_of_the_article_are_there():
     wanted = "aei_1blk aei_2blk aei_3blk aei_2blk_linknet aei_2blk_resnet aei_2blk_fpn "
-    wanted += "aei_2blk_eyes distill_1blk lite_swapper lite_identity lite_landmarks debug"
+    wanted += "aei_2blk_eyes distill_1blk lite_swapper lite_identity lite_landmarks "
+    wanted += "lite_detector debug"
     assert set(wanted.split()) <= NAMES
 
 
@@ -64,7 +65,7 @@ def test_its_network_can_be_built(path):
             assert network.size == config.model.size
         else:
             arch = {"swapper": "aei_guided"}.get(config.task, config.task)
-            build(arch, **config.model)
+            build(arch, **(config.model if isinstance(config.model, dict) else dict(config.model)))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -21,10 +21,9 @@ from faceswap.models import build, save_model
 from faceswap.ops.geometry import align
 from faceswap.swap import Swapper, choose_device
 from faceswap.train.config import RunConfig, SwapRunConfig
-from faceswap.train.data import load_crops
+from faceswap.train.feed import step_seed
 from faceswap.train.parallel import ALONE
 from faceswap.train.run import build_task
-from faceswap.train.swapping import make_sampler
 
 SIZE, MARGIN = 320, 1.25  # of the prepared crops, as configs/aei_2blk.yaml wants them
 _PEOPLE, _PHOTOS = 8, 4
@@ -39,8 +38,8 @@ def bench_train(config: RunConfig, *, steps: int = 5, device: str = "auto") -> d
         device: as in settings.
 
     Returns:
-        ``images_per_second`` (also ``fps``), ``stages`` in ms a step (``data`` is the drawing of a
-        batch, which happens inside the step, ``step`` the rest), ``waits`` (the share of data),
+        ``images_per_second`` (also ``fps``), ``stages`` in ms a step (``data`` is the time a
+        step waits for its photos, ``step`` the rest), ``waits`` (the share of data),
         ``stand_ins``, peak memory, ``machine``.
 
     Raises:
@@ -60,22 +59,17 @@ def bench_train(config: RunConfig, *, steps: int = 5, device: str = "auto") -> d
         if where.type == "cuda":
             torch.cuda.reset_peak_memory_stats(where)
         task = build_task(config, where, ALONE)
-        sampler = make_sampler(config, load_crops(folder / "data"), where, ALONE)
         random = torch.Generator()
-        drawing, stepping = [], []
+        waiting, stepping = [], []
         for step in range(steps + 1):
-            random.manual_seed(step)
-            began = time.perf_counter()
-            sampler.draw(config.batch_size, random)
-            wait_for(where)
-            drawn = time.perf_counter()
-            random.manual_seed(step)
+            random.manual_seed(step_seed(config.seed, step))
+            began, waited = time.perf_counter(), task.wait.seconds
             task.step(step, random)
             wait_for(where)
             if step:
-                drawing.append(drawn - began)
-                stepping.append(time.perf_counter() - drawn)
-    data, whole = statistics.median(drawing), statistics.median(stepping)
+                waiting.append(task.wait.seconds - waited)
+                stepping.append(time.perf_counter() - began)
+    data, whole = statistics.median(waiting), statistics.median(stepping)
     return {
         "machine": machine(where),
         "task": config.task,

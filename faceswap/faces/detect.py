@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from faceswap.models.centerface import STRIDE, CenterFace, CenterMaps
+from faceswap.models.detector import FaceDetector
 from faceswap.ops.boxes import batched_nms, box_area, box_iou
 from faceswap.ops.geometry import TEMPLATES, fit_similarity, rotate90
 from faceswap.types import Faces
@@ -65,7 +66,7 @@ class CenterFaceDetector:
 
     def __init__(
         self,
-        model: CenterFace | None = None,
+        model: CenterFace | FaceDetector | None = None,
         *,
         sides: Sequence[int] = VIDEO_SIDES,
         fine: int = 0,
@@ -76,7 +77,7 @@ class CenterFaceDetector:
             raise ValueError(f"CenterFaceDetector: expected positive sides, got {tuple(sides)}")
         if not 0 < threshold < 1:
             raise ValueError(f"CenterFaceDetector: expected 0 < threshold < 1, got {threshold}")
-        self.model = model if model is not None else CenterFace.from_package()
+        self.model: CenterFace | FaceDetector = model or CenterFace.from_package()
         self.sides = tuple(sides)
         self.fine = fine
         self.threshold = threshold
@@ -84,7 +85,7 @@ class CenterFaceDetector:
 
     def with_threshold(self, threshold: float) -> CenterFaceDetector:
         """The same with another threshold; the network is shared."""
-        return CenterFaceDetector(
+        return type(self)(
             self.model,
             sides=self.sides,
             fine=self.fine,
@@ -123,20 +124,38 @@ class CenterFaceDetector:
 
     def _at(self, frames: Tensor, size: tuple[int, int]) -> tuple[Faces, Tensor]:
         """Candidates at one working resolution (h, w), in frame pixels, and `_trust` in each."""
-        device = self.model.top.weight.device
+        device = next(self.model.parameters()).device
         pixels = _CPU_PIXELS if device.type == "cpu" else _CUDA_PIXELS
         chunk = max(1, pixels // (size[0] * size[1]))
         tables = [Faces.empty(frames.device)]
         trusts = [torch.zeros(0, device=frames.device)]
         for start in range(0, len(frames), chunk):
             small = _resized(frames[start : start + chunk].to(device), size)
-            faces = _decode(self.model(small), self.threshold).to(frames.device)
+            faces = self._find(small).to(frames.device)
             trusts.append(_trust(faces))
             scale = faces.box.new_tensor([frames.shape[3] / size[1], frames.shape[2] / size[0]])
             box = (faces.box.view(-1, 2, 2) * scale - 0.5).view(-1, 4)
             points = faces.points * scale - 0.5
             tables.append(Faces(faces.frame + start, box, points, faces.score))
         return Faces.cat(tables), torch.cat(trusts)
+
+    def _find(self, frames: Tensor) -> Faces:
+        """Every cell above the threshold as a face, in pixels from the edge of the frame."""
+        return _decode(self.model(frames), self.threshold)
+
+
+class GridDetector(CenterFaceDetector):
+    """Our own `FaceDetector` in the same passes; arguments as for CenterFace."""
+
+    model: FaceDetector
+
+    def _find(self, frames: Tensor) -> Faces:
+        tables = [Faces.empty(frames.device)]
+        for grid in self.model(frames):
+            score = grid.score.sigmoid()
+            at = torch.nonzero(score > self.threshold, as_tuple=True)
+            tables.append(Faces(at[0], grid.box[at], grid.points[at], score[at]))
+        return Faces.cat(tables)
 
 
 class ScrfdDetector:

@@ -26,6 +26,7 @@ ARCHITECTURES = {  # name -> module:class
     "aei": "faceswap.models.aei:AEINet",
     "aei_guided": "faceswap.models.guided:GuidedAEINet",
     "centerface": "faceswap.models.centerface:CenterFace",
+    "detector": "faceswap.models.detector:FaceDetector",
     "discriminator": "faceswap.models.discriminator:MultiscaleDiscriminator",
     "identity": "faceswap.models.identity:IdentityNet",
     "iresnet100": "faceswap.models.iresnet:IResNet",

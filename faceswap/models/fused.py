@@ -110,6 +110,8 @@ def fuse(model: nn.Module) -> nn.Module:
     """
     model.eval().requires_grad_(False)
     fold_batch_norms(model)
+    if isinstance(model, AEINet) and model.mask_head:
+        return model  # its blocks stay as they are: the mask is taken from between them
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, AADResBlock) and _plain(child):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from faceswap.models import build as build_network
-from faceswap.models.aei import AEINet
+from faceswap.models.aei import AEINet, blend
 from faceswap.train.config import AeiConfig
 from faceswap.train.critics import IdentityCritic, PairClassifier
 from faceswap.train.data import Crops
@@ -30,6 +30,7 @@ from faceswap.train.losses import (
     gradient_penalty,
     hinge_attack,
     hinge_discriminator,
+    mask_loss,
     pair_loss,
     reconstruction_loss,
     ssim_loss,
@@ -39,6 +40,7 @@ from faceswap.train.parallel import ALONE, Group
 from faceswap.train.swapping import (
     Gradients,
     exporter,
+    make_feed,
     make_network,
     make_preview,
     make_sampler,
@@ -53,10 +55,17 @@ class _Players:
     swapper: AEINet
     critics: nn.ModuleDict  # "critic" and, where they are on, "identity_critic" and "pair"
     attributes: Callable[[Tensor], tuple[Tensor, ...]]  # of the swapper, compiled or not
-    generate: Callable[[tuple[Tensor, ...], Tensor], Tensor]
+    render: Callable[[tuple[Tensor, ...], Tensor], tuple[Tensor, Tensor | None]]
     judge: IdentityJudge
     eyes: EyeJudge | None
     gradients: Gradients
+
+    def swap(
+        self, attributes: tuple[Tensor, ...], identity: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The swapped face, blended by its own mask where there is one, and the mask's logits."""
+        face, mask = self.render(attributes, identity)
+        return (face if mask is None else blend(face, mask, target)), mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,7 @@ def build(config: AeiConfig, data: Crops, device: torch.device, group: Group = A
     judge = IdentityJudge(config.encoders, device)
     swapper, args = make_network(config, judge.embedding_size, device, group)
     sampler = make_sampler(config, data, device, group)
+    feed = make_feed(config, sampler)
     critics = _make_critics(config, judge.embedding_size).to(device)
     weight = config.losses
     eyes = EyeJudge(config.eye_teacher, device) if weight.eyes or weight.gaze else None
@@ -88,7 +98,7 @@ def build(config: AeiConfig, data: Crops, device: torch.device, group: Group = A
         swapper,
         critics,
         compiled(swapper.attributes),
-        compiled(swapper.generate),
+        compiled(swapper.render),
         judge,
         eyes,
         gradients,
@@ -107,10 +117,10 @@ def build(config: AeiConfig, data: Crops, device: torch.device, group: Group = A
     }
 
     def step(index: int, generator: torch.Generator) -> dict[str, float]:
-        batch, same = sampler.draw(config.batch_size, generator)
-        parts = batch.split(config.accumulate)
+        draw = feed.take(index, generator)
+        parts = sampler.views(draw, generator).split(config.accumulate)
         # Same-person pairs of the whole batch: parts and processes then add up to its loss.
-        count = same / (config.accumulate * group.world)
+        count = draw.count / (config.accumulate * group.world)
         seen: dict[str, float] = {}
         swaps = _swapper_turn(players, optimizers["swapper"], parts, count, generator, seen)
         _critics_turn(players, optimizers["critics"], swaps, index, seen)
@@ -162,8 +172,10 @@ def _swapper_turn(
         identity = _with_noise(mean_embedding(theirs), players.config.embedding_noise, generator)
         with players.gradients.autocast():
             attributes = players.attributes(pairs.target)
-            swapped = players.generate(attributes, identity)
+            swapped, mask = players.swap(attributes, identity, pairs.target)
             terms = _swapper_terms(players, pairs, attributes, identity, swapped, theirs, count)
+            if mask is not None and players.config.losses.mask:
+                terms["mask"] = mask_loss(mask, pairs.region)
         check_finite(terms)
         weights = players.config.losses.model_dump()
         players.gradients.backward(torch.stack([weights[k] * v for k, v in terms.items()]).sum())
@@ -219,7 +231,8 @@ def _swapper_terms(
     if on.cycle:
         with torch.no_grad():
             own = mean_embedding(players.judge.each(pairs.target, pairs.points))
-        terms["cycle"] = cycle_loss(players.generate(again, own), pairs.target)
+        back, _ = players.swap(again, own, swapped)
+        terms["cycle"] = cycle_loss(back, pairs.target)
     if on.identity_critic:
         judged = critics["identity_critic"](swapped, identity)
         terms["identity_critic"] = hinge_attack([judged.float()])

@@ -51,6 +51,10 @@ class RunConfig(Settings):
     """Steps between lines of metrics.jsonl."""
     seed: int = 0
     """Of weights and batches."""
+    workers: int = Field(2, ge=0)
+    """Threads that make batches ready ahead of the step that needs them; 0: none."""
+    ahead: int = Field(4, ge=1)
+    """Batches they may be ahead."""
     init: tuple[str, ...] = ()
     """Weights to begin with, each file for the network it is of: ours, or published GHOST files."""
 
@@ -93,6 +97,8 @@ class AeiModel(Settings):
     """Factor on the inner channels."""
     identity_injection: Literal["adain", "adaconv", "attention"] = "adain"
     """How identity enters; the article tried the others without gain."""
+    mask_head: bool = False
+    """Also predict a soft mask of the face, outside of which the target shows."""
 
 
 class Augment(Settings):
@@ -161,6 +167,8 @@ class AeiLosses(Settings):
     """A classifier of pairs of photos: the same person or not."""
     r1: Weight = 0.0
     """Gradient penalty of the discriminator on real photos."""
+    mask: Weight = 1.0
+    """Predicted mask and the face's region by its landmarks; only with model.mask_head."""
 
 
 class AeiConfig(SwapRunConfig):
@@ -206,10 +214,54 @@ class DistillConfig(SwapRunConfig):
     """Weight of each loss term."""
 
 
+class DetectorModel(Settings):
+    """See `faceswap.models.detector.FaceDetector`."""
+
+    widths: tuple[int, int, int, int, int] = (8, 24, 40, 64, 96)
+    """Channels at strides 2, 4, 8, 16, 32."""
+    depths: tuple[int, int, int] = (1, 1, 1)
+    """Blocks at strides 8, 16, 32."""
+    neck: Annotated[int, Field(ge=1)] = 40
+    """Channels of the three grids."""
+
+
+class DetectorLosses(Settings):
+    """Weights of the detector's terms; 0 turns a term off."""
+
+    score: Weight = 1.0
+    """Is a face here, and how well does its box fit."""
+    box: Weight = 2.0
+    """1 - GIoU of the box."""
+    points: Weight = 10.0
+    """Distance of the five points in units of the face's size."""
+
+
+class DetectorConfig(RunConfig):
+    """A face detector on composed scenes."""
+
+    task: Literal["detector"] = "detector"
+    """Which step function trains."""
+    model: DetectorModel = DetectorModel()
+    """The network that is trained."""
+    losses: DetectorLosses = DetectorLosses()
+    """Weight of each loss term."""
+    backgrounds: str = ""
+    """Folder or tar of photos without faces; empty: the free ones that lie in scikit-image."""
+    size: int = Field(320, ge=64)
+    """Side of a scene in pixels, a multiple of 32."""
+    smallest: float = Field(14.0, gt=4)
+    """Pixels, root of a box's area; smaller faces are neither asked for nor held against it."""
+    largest: float = Field(220.0, gt=16)
+    """Pixels, of pasted faces; one that fills the scene may be larger."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of autocast; norm statistics and losses stay fp32."""
+
+
 SCHEMAS: dict[str, type[RunConfig]] = {
     **dict.fromkeys(LITE_LOSSES, TrainConfig),
     "aei": AeiConfig,
     "distill": DistillConfig,
+    "detector": DetectorConfig,
 }
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from faceswap.errors import MediaError, MissingMediaError
+from faceswap.train.feed import Wait
 
 INDEX = "index.json"
 
@@ -36,6 +38,7 @@ class Crops:
     size: int  # S
     template: str
     margin: float
+    wait: Wait = field(default_factory=Wait)  # what reading cost the training thread
 
     def __len__(self) -> int:
         return self.points.shape[0]
@@ -49,6 +52,13 @@ class Crops:
         Returns:
             ``(n, 3, S, S) uint8``.
         """
+        began = time.monotonic()
+        out = self.read(rows)
+        self.wait.seconds += time.monotonic() - began
+        return out
+
+    def read(self, rows: Tensor) -> Tensor:
+        """`pixels` for another thread than that of the training: nothing waits for it."""
         shard_size = self.images[0].shape[0]
         return torch.stack([self.images[r // shard_size][r % shard_size] for r in rows.tolist()])
 

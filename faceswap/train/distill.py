@@ -21,6 +21,7 @@ from faceswap.train.parallel import ALONE, Group
 from faceswap.train.swapping import (
     Gradients,
     exporter,
+    make_feed,
     make_network,
     make_preview,
     make_sampler,
@@ -57,12 +58,13 @@ def build(config: DistillConfig, data: Crops, device: torch.device, group: Group
     teacher = load_teacher(config, judge, device)
     student, args = make_network(config, judge.embedding_size, device, group)
     sampler = make_sampler(config, data, device, group)
+    feed = make_feed(config, sampler)
     optimizer = torch.optim.Adam(student.parameters(), lr=config.lr, betas=(0.5, 0.999))
     forward = torch.compile(student) if config.compile else student
     weights = config.losses.model_dump()
 
-    def step(_index: int, generator: torch.Generator) -> dict[str, float]:
-        batch, _ = sampler.draw(config.batch_size, generator)
+    def step(index: int, generator: torch.Generator) -> dict[str, float]:
+        batch = sampler.views(feed.take(index, generator), generator)
         student.train()
         seen: dict[str, float] = {}
         parts = batch.split(config.accumulate)

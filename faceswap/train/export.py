@@ -46,7 +46,7 @@ class _Swap(nn.Module):
         self.net = net
 
     def forward(self, target: Tensor, identity: Tensor) -> Tensor:
-        return self.net.generate(self.net.attributes(target), identity)
+        return self.net.generate(self.net.attributes(target), identity, target)
 
 
 class _GuidedSwap(nn.Module):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faceswap import weights
-from faceswap.errors import ConfigError
+from faceswap.errors import ConfigError, MissingWeightError
 from faceswap.models import load_model
 from faceswap.models import mesh as layout
 from faceswap.train.label import PACK, Recogniser, load_recogniser, load_script
@@ -26,11 +26,18 @@ class IdentityJudge(nn.Module):
 
     Raises:
         ConfigError: several whose embeddings differ in size have no mean.
+        MissingWeightError: an encoder that is not here.
     """
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
         super().__init__()
-        self.encoders: list[Recogniser] = [load_recogniser(name, device) for name in names]
+        try:
+            self.encoders: list[Recogniser] = [load_recogniser(name, device) for name in names]
+        except MissingWeightError as error:
+            raise MissingWeightError(
+                f"{error}; or train with the encoder that is always here: "
+                "--set encoders=[lite-identity]"
+            ) from error
         sizes = []
         for each in self.encoders:
             with torch.no_grad():

@@ -25,6 +25,7 @@ import yaml
 from torch import nn
 
 from faceswap.errors import ConfigError, FaceSwapError, WeightError
+from faceswap.train.feed import Share, Wait, step_seed
 from faceswap.train.parallel import ALONE, Group
 from faceswap.train.record import Record
 
@@ -50,6 +51,7 @@ class Task:
     scalers: dict[str, torch.amp.GradScaler] = field(default_factory=dict)  # of fp16
     archs: dict[str, str] = field(default_factory=dict)  # architecture -> the network it is here
     config: dict[str, Any] = field(default_factory=dict)  # what made it, kept in checkpoints
+    wait: Wait = field(default_factory=Wait)  # time the steps spent without data
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +234,7 @@ def train(
     average = task.averages[task.ema]
     device = next(average.parameters()).device
     began, generator = time.monotonic(), torch.Generator()
+    waited = Share(task.wait)
 
     def save() -> None:
         if first:
@@ -242,7 +245,7 @@ def train(
         stopped = False
         while step < schedule.steps and not stopped:
             set_rates(task, schedule.rate(step))
-            generator.manual_seed(schedule.seed * 1_000_003 + step)
+            generator.manual_seed(step_seed(schedule.seed, step))
             for name, value in task.step(step, generator).items():
                 sums[name] = sums.get(name, 0.0) + value
             decay = min(schedule.ema, (1 + step) / (10 + step))
@@ -251,7 +254,8 @@ def train(
             minutes = (time.monotonic() - began) / 60
             if step % schedule.log_every == 0:
                 values = group.mean([v / schedule.log_every for v in sums.values()], device)
-                line = record.write(step, minutes, dict(zip(sums, values, strict=True)))
+                terms = dict(zip(sums, values, strict=True))
+                line = record.write(step, minutes, {**terms, "wait": waited.share()})
                 sums.clear()
                 if first:
                     report(line)

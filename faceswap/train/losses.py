@@ -199,6 +199,18 @@ def _in_eye(mesh: Tensor, corners: tuple[int, int], iris: int) -> Tensor:
     return torch.stack([along, beside], 1) / across.square().sum(1, keepdim=True).clamp_min(1e-6)
 
 
+def mask_loss(
+    logits: Tensor,  # (N, 1, S, S) of the predicted mask
+    region: Tensor,  # (N, 1, S, S) in [0, 1], the target's face by its landmarks
+) -> Tensor:
+    """Binary cross-entropy of the generator's mask and the face's region, the mean over pixels.
+
+    L = -mean(r log m + (1 - r) log(1 - m)), m the sigmoid of the logits (hyperswap's mask head;
+    its own loss was not published).
+    """
+    return F.binary_cross_entropy_with_logits(logits, region)
+
+
 def cycle_loss(
     back: Tensor,  # (N, 3, H, W), the swapped face with the target's own identity put back
     target: Tensor,  # (N, 3, H, W)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from faceswap.errors import ConfigError
 from faceswap.ops.geometry import align, transform
+from faceswap.ops.mask import adaptive_mask
 from faceswap.train.config import Augment
-from faceswap.train.data import Crops, cut, jitter_matrix, recolor
+from faceswap.train.data import Crops, cut, jitter_matrix, map_points, recolor
 from faceswap.train.degrade import degrade
 from faceswap.train.parallel import ALONE, Group
 
@@ -33,12 +34,34 @@ class Pairs:
     source: Tensor  # (n, 3, S, S) float in [0, 1], the same view of the source photo
     source_points: Tensor  # (n, 5, 2) float32, view px
     same: Tensor  # (n,) bool, one person
+    region: Tensor  # (n, 1, S, S) in [0, 1], the target's face; (n, 0) where nobody asks for it
 
     def split(self, parts: int) -> list[Pairs]:
         """The batch in equal parts."""
         size = len(self.same) // parts
         pieces = [getattr(self, f.name).split(size) for f in fields(self)]
         return [Pairs(*each) for each in zip(*pieces, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Photos:
+    """One side of the pairs before it becomes views: this process's n rows."""
+
+    rows: Tensor  # (n,) int64
+    matrix: Tensor  # (n, 2, 3) float32, stored crop px -> view px
+    color: Tensor  # (n, 6) random numbers of `recolor`
+    flip: Tensor  # (n,) bool
+    stored: Tensor | None  # (n, 3, C, C) uint8; None: they are on the device
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A batch before it becomes views: what a worker can make ready."""
+
+    source: _Photos
+    target: _Photos
+    same: Tensor  # (n,) bool
+    count: int  # pairs of one person among those of all processes
 
 
 def look(
@@ -70,6 +93,7 @@ class PairSampler:
         same_person: share of pairs that are two photos of one person.
         device: where views are made.
         group: the processes that share each batch.
+        region: whether pairs come with the region of the target's face.
 
     Raises:
         ConfigError: same-person pairs are wanted and nobody has two photos.
@@ -84,6 +108,7 @@ class PairSampler:
         same_person: float,
         device: torch.device,
         group: Group = ALONE,
+        region: bool = False,
     ) -> None:
         rows = torch.nonzero(~data.held_back)[:, 0]
         self.rows = rows if len(rows) else torch.arange(len(data))
@@ -91,6 +116,7 @@ class PairSampler:
             raise ConfigError("the prepared data has no faces")
         self.data, self.size, self.augment = data, size, augment
         self.same_person, self.device, self.group = same_person, device, group
+        self.region = region
         # Rows sorted by person; of each row, where its person begins there and how many there are.
         order = torch.argsort(data.identity[self.rows], stable=True)
         self.by_person = self.rows[order]
@@ -106,24 +132,27 @@ class PairSampler:
         self.base = align(data.points, size, template=TEMPLATE).matrix
         self.photos = _on_device(data, device)
 
-    def draw(self, n: int, generator: torch.Generator) -> tuple[Pairs, int]:
-        """This process's part of n pairs, and how many of all n are of one person."""
+    def draw(self, n: int, generator: torch.Generator) -> Draw:
+        """This process's part of n pairs; reads the photos where they are not on the device."""
         source, target, same = self.rows_of(n, generator)
-        drawn = [self._draw_view(rows, generator) for rows in (source, target)]
-        mine = self.group.part(n)
-        views = [self._view(*(x[mine] for x in each)) for each in drawn]
+        sides = [self._draw_view(rows, generator) for rows in (source, target)]
+        return Draw(sides[0], sides[1], same[self.group.part(n)], int(same.sum()))
+
+    def views(self, draw: Draw, generator: torch.Generator) -> Pairs:
+        """The pairs of a draw, on the device."""
+        source, source_points = self._view(draw.source)
+        target, points = self._view(draw.target)
         if self.augment.degrade:
             # Its own random numbers are those of this process's rows.
             generator.manual_seed(generator.initial_seed() + 7 * self.group.rank)
-            views[0] = (degrade(views[0][0], self.augment.degrade, generator), views[0][1])
-        pairs = Pairs(
-            target=views[1][0],
-            points=views[1][1],
-            source=views[0][0],
-            source_points=views[0][1],
-            same=same[mine].to(self.device),
-        )
-        return pairs, int(same.sum())
+            source = degrade(source, self.augment.degrade, generator)
+        region = target.new_zeros(len(target), 0)
+        if self.region:
+            mesh = map_points(self.data.mesh[draw.target.rows], draw.target.matrix)
+            mesh = mesh.to(self.device)
+            region = adaptive_mask(mesh, mesh, self.size)
+        same = draw.same.to(self.device)
+        return Pairs(target, points, source, source_points, same, region)
 
     def rows_of(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of n sources and n targets, and which pairs are of one person; ``(n,)`` each.
@@ -147,12 +176,11 @@ class PairSampler:
     def still(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Views without augmentation ``(n, 3, S, S)`` and their points ``(n, 5, 2)``."""
         grey = torch.full((len(rows), 6), 0.5)
-        return self._view(rows, self.base[rows], grey, torch.zeros(len(rows), dtype=torch.bool))
+        flip = torch.zeros(len(rows), dtype=torch.bool)
+        return self._view(_Photos(rows, self.base[rows], grey, flip, self._stored(rows)))
 
-    def _draw_view(
-        self, rows: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rows, matrices, colours and mirroring of views; all random numbers are drawn here."""
+    def _draw_view(self, rows: Tensor, generator: torch.Generator) -> _Photos:
+        """Matrices, colours and mirroring of all views are drawn; this process's part is kept."""
         flip = torch.rand(len(rows), generator=generator) < self.augment.flip
         matrix = jitter_matrix(
             self.base[rows],
@@ -163,16 +191,27 @@ class PairSampler:
             flip=flip,
             generator=generator,
         )
-        return rows, matrix, torch.rand(len(rows), 6, generator=generator), flip
+        color = torch.rand(len(rows), 6, generator=generator)
+        mine = self.group.part(len(rows))
+        stored = self._stored(rows[mine])
+        return _Photos(rows[mine], matrix[mine], color[mine], flip[mine], stored)
 
-    def _view(
-        self, rows: Tensor, matrix: Tensor, color: Tensor, flip: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        points = transform(matrix, self.data.points[rows])
-        points = torch.where(flip[:, None, None], points[:, _MIRRORED], points)
-        stored = self.data.pixels(rows) if self.photos is None else self.photos[rows]
-        images = cut(stored.to(self.device), matrix.to(self.device), self.size)
-        return recolor(images, color, self.augment.color), points.to(self.device)
+    def _stored(self, rows: Tensor) -> Tensor | None:
+        if self.photos is not None:
+            return None
+        stored = self.data.read(rows)
+        return stored.pin_memory() if self.device.type == "cuda" else stored
+
+    def _view(self, photos: _Photos) -> tuple[Tensor, Tensor]:
+        points = transform(photos.matrix, self.data.points[photos.rows])
+        points = torch.where(photos.flip[:, None, None], points[:, _MIRRORED], points)
+        if photos.stored is not None:
+            stored = photos.stored.to(self.device, non_blocking=True)
+        else:
+            assert self.photos is not None
+            stored = self.photos[photos.rows]
+        images = cut(stored, photos.matrix.to(self.device), self.size)
+        return recolor(images, photos.color, self.augment.color), points.to(self.device)
 
 
 def _on_device(data: Crops, device: torch.device) -> Tensor | None:

@@ -23,6 +23,7 @@ TASKS = {
     "swapper": "faceswap.train.swapper",
     "aei": "faceswap.train.aei",
     "distill": "faceswap.train.distill",
+    "detector": "faceswap.train.detector",
 }
 SHARED = ("aei", "distill")  # tasks that several processes can work on
 
@@ -46,6 +47,7 @@ def build_task(config: RunConfig, device: torch.device, group: Group) -> Task:
     task: Task = import_module(TASKS[config.task]).build(config, data, device, **shared)
     begin_with(task, config.init)
     task.config = config.model_dump(mode="json")
+    task.wait = data.wait
     return task
 
 

@@ -18,8 +18,9 @@ from faceswap.ops.geometry import align
 from faceswap.ops.mask import adaptive_mask
 from faceswap.train.config import SwapRunConfig
 from faceswap.train.data import Crops, map_points
+from faceswap.train.feed import Feed
 from faceswap.train.judges import IdentityJudge, mean_embedding
-from faceswap.train.pairs import TEMPLATE, PairSampler
+from faceswap.train.pairs import TEMPLATE, Draw, PairSampler
 from faceswap.train.parallel import Group, share_norms
 from faceswap.train.preview import save_sheet
 
@@ -97,18 +98,37 @@ def make_sampler(
         same_person=config.same_person,
         device=device,
         group=group,
+        region=config.model.mask_head,
+    )
+
+
+def make_feed(config: SwapRunConfig, sampler: PairSampler) -> Feed[Draw]:
+    """Draws of the sampler, made ahead by the configured workers."""
+    workers = config.workers if sampler.photos is None else 0
+    return Feed(
+        lambda generator: sampler.draw(config.batch_size, generator),
+        seed=config.seed,
+        workers=workers,
+        ahead=config.ahead,
+        wait=sampler.data.wait,
     )
 
 
 def make_preview(
     data: Crops, sampler: PairSampler, judge: IdentityJudge
 ) -> Callable[[nn.Module, Path], None]:
-    """Fixed pairs of people held back: source, target, swapped, mask."""
+    """Fixed pairs of people held back: source, target, swapped, mask.
+
+    The mask is the network's own where it predicts one, else that of the target's outline.
+    """
     held = torch.nonzero(data.held_back)[:, 0]
     rows = held if len(held) > 1 else torch.arange(len(data))
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(5))
     half = min(SHEET, max(1, len(rows) // 2))
     sources, targets = rows[order[:half]], rows[order[-half:]]
+    matrix = align(data.points[targets], sampler.size, template=TEMPLATE).matrix
+    mesh = map_points(data.mesh[targets], matrix)
+    outlines = adaptive_mask(mesh, mesh, sampler.size)
 
     @torch.no_grad()
     def preview(network: nn.Module, path: Path) -> None:
@@ -116,12 +136,11 @@ def make_preview(
         source, points = sampler.still(sources)
         target, _ = sampler.still(targets)
         identity = mean_embedding(judge.each(source, points))
+        assert isinstance(network, AEINet)
         swapped = network(target, identity)
-        size = sampler.size
-        matrix = align(data.points[targets], size, template=TEMPLATE).matrix
-        mesh = map_points(data.mesh[targets], matrix)
-        mask = adaptive_mask(mesh, mesh, size).expand(-1, 3, -1, -1)
-        save_sheet(path, [source, target, swapped, mask])
+        _, logits = network.render(network.attributes(target), identity)
+        mask = outlines if logits is None else logits.sigmoid()
+        save_sheet(path, [source, target, swapped, mask.expand(-1, 3, -1, -1)])
 
     return preview
 
