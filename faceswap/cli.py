@@ -732,20 +732,35 @@ def prepare(photos: tuple[str, ...], out: str, as_json: bool, **chosen: Any) -> 
 @click.option("--method", metavar="NAME", help="Method of FaceForensics++ to measure.")
 @click.option("--pairs", metavar="FILE.json", type=Path, help="Pair list of FaceForensics++.")
 @click.option("--compression", type=click.Choice(["raw", "c23", "c40"]), default="c23")
-@click.option("--compare", nargs=2, metavar="A B", help="Two packs or swapper files, paired.")
-@click.option("--extractor", "extractors", multiple=True, metavar="NAME=FILE[@SIZE]")
-@click.option("--pairing", type=click.Choice(["cross", "zip"]), default="cross")
-@click.option("--limit", type=click.IntRange(min=1), help="So many pairs at most.")
+@click.option("--compare", nargs=2, metavar="A B", help="Packs, swapper files or lists, paired.")
+@click.option(
+    "--extractor",
+    "extractors",
+    multiple=True,
+    metavar="NAME=FILE[@SIZE]",
+    help="identity, cosface, hopenet, ringnet, eyes or features, as TorchScript.",
+)
+@click.option(
+    "--pairing",
+    type=click.Choice(["cross", "zip"]),
+    default="cross",
+    help="Every source on every target, or first on first.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="So many pairs at most, by chance.")
 @click.option("--frames", type=click.IntRange(min=1), default=10, help="Of a clip, for identity.")
 @click.option("--track", type=click.IntRange(min=1), default=100, help="Frames for steadiness.")
-@click.option("--seed", type=int, default=0)
-@click.option("-o", "--output", metavar="DIR", type=Path, required=True)
-@click.option("--overwrite", is_flag=True)
+@click.option("--seed", type=int, default=0, help="Of the pairs and of the intervals.")
+@click.option("-o", "--output", metavar="DIR", type=Path, required=True, help="Of the report.")
+@click.option("--overwrite", is_flag=True, help="Replace a report that is there.")
 @setting_options
 @as_json
 @verbosity
 def evaluate(as_json: bool, **chosen: Any) -> None:
-    """Measure swaps: identity, pose, expression, gaze, edges, steadiness."""
+    """Measure swaps: identity, pose, expression, gaze, edges, steadiness.
+
+    They are made first (--sources with --targets), or there already (--triples). The folder DIR
+    gets report.md, report.json, rows.csv and pictures.
+    """
     own = {k: v for k, v in chosen.items() if k not in {*SETTINGS, "config", "sets"}}
     own["compare"] = own["compare"] or None
     config = settings(chosen)

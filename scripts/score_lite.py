@@ -142,6 +142,12 @@ def summed(
     return out
 
 
+def cell(name: str, value: dict[str, float]) -> str:
+    """A mean and half of its interval's width."""
+    digits = 3 if name.startswith("cos") else 2 if name in FINE else 1
+    return f"{value['mean']:.{digits}f} ±{(value['high'] - value['low']) / 2:.{digits}f}"
+
+
 def table(title: str, rows: dict[str, dict[str, dict[str, float]]], columns: list[str]) -> str:
     """Mean and half of the interval's width, in columns."""
     first = max(len(title), *(len(name) for name in rows))
@@ -149,12 +155,7 @@ def table(title: str, rows: dict[str, dict[str, dict[str, float]]], columns: lis
     widths = [max(len(head), 14) + 2 for head in heads]
     lines = [title.ljust(first) + "".join(h.rjust(w) for h, w in zip(heads, widths, strict=True))]
     for name, values in rows.items():
-        cells = []
-        for column in columns:
-            value = values[column]
-            digits = 3 if column.startswith("cos") else 2 if column in FINE else 1
-            spread = (value["high"] - value["low"]) / 2
-            cells.append(f"{value['mean']:.{digits}f} ±{spread:.{digits}f}")
+        cells = [cell(column, values[column]) for column in columns]
         lines.append(
             name.ljust(first) + "".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))
         )
@@ -162,7 +163,7 @@ def table(title: str, rows: dict[str, dict[str, dict[str, float]]], columns: lis
 
 
 def swapper_tables(
-    scorer: Scorer, scored: list[Scored], took_part: dict[str, str]
+    scorer: Scorer, scored: list[Scored], took_part: dict[str, str], measured_with: str
 ) -> tuple[str, dict[str, Any]]:
     """All there is to say of the swaps, as text and for JSON."""
     who = scorer.protocol.who
@@ -186,11 +187,16 @@ def swapper_tables(
         )
     rest = [name for name in scored[0].values if " " not in name]
     half = (len(rest) + 1) // 2
-    parts += [table("measures", {**rows, **gaps}, names) for names in (rest[:half], rest[half:])]
+    parts += [
+        table(f"by {measured_with}", {**rows, **gaps}, names)
+        for names in (rest[:half], rest[half:])
+    ]
     about = {
         "sources": len(scorer.protocol.source),
         "swaps": len(who),
+        "encoders": list(scorer.encoders),
         "took_part": took_part,
+        "measured_with": measured_with,
         "ceiling": ceiling,
         "measures": rows,
         "differences": gaps,
@@ -207,8 +213,8 @@ def sheet(path: Path, data: Crops, scorer: Scorer, scored: list[Scored]) -> None
     save_sheet(path, [source / 255, *(each.swapped[some] / 255 for each in scored)])
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line, or what stands for it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -244,7 +250,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument("--sheet", type=Path, help="PNG of some of the swaps")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if bool(options.facemesh) != bool(options.iris):
         parser.error("--facemesh and --iris go together")
     if min(options.people, options.targets, options.threads) < 1:
@@ -256,10 +262,9 @@ def parse() -> argparse.Namespace:
 
 
 @torch.no_grad()
-def run(options: argparse.Namespace) -> None:
-    """Score and print."""
+def run(options: argparse.Namespace, data: Crops) -> dict[str, Any]:
+    """Score, print, and give all figures."""
     torch.set_num_threads(options.threads)
-    data = load_crops(options.data)
     result: dict[str, Any] = {"data": str(options.data), "faces": len(data)}
     for kind, score in (("landmarks", score_landmarks), ("identity", score_identity)):
         for file in getattr(options, kind):
@@ -282,12 +287,15 @@ def run(options: argparse.Namespace) -> None:
             own_labels=options.own_labels,
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
-        text, result["swaps"] = swapper_tables(scorer, scored, took_part)
+        text, result["swaps"] = swapper_tables(
+            scorer, scored, took_part, "FaceMesh and Iris" if options.facemesh else "lite-landmarks"
+        )
         print(text)
         if options.sheet:
             sheet(options.sheet, data, scorer, scored)
     if options.json:
         options.json.write_text(json.dumps(finite(result), indent=1) + "\n")
+    return result
 
 
 def main() -> None:
@@ -295,7 +303,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # TorchScript retires
     began = time.process_time()
     try:
-        run(parse())
+        options = parse()
+        run(options, load_crops(options.data))
     except FaceSwapError as error:
         sys.exit(f"score_lite: {error}")
     print(f"{time.process_time() - began:.0f} s of CPU time", file=sys.stderr)

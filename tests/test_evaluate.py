@@ -10,6 +10,7 @@ import csv
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -221,6 +222,50 @@ def test_the_face_at_the_targets_place_is_measured(tools, tmp_path):
     assert not look(tools, moved[None], first).valid[0]
 
 
+class Counted:
+    """A detector that keeps the sizes of what it was shown."""
+
+    def __init__(self, blind: bool = False) -> None:
+        self.seen: list[tuple[int, int]] = []
+        self.blind = blind
+
+    def __call__(self, frames: Tensor) -> Faces:
+        self.seen += [tuple(frame.shape[1:]) for frame in frames]
+        return Faces.empty() if self.blind else detect(frames)
+
+
+def test_each_picture_is_searched_once_and_swaps_only_where_the_face_was(tools, world):
+    whole, near = Counted(), Counted()
+    counting = replace(tools, detect=whole, near=near)
+    write_image(world / "other.png", face(scene(4), (60, 20), CARL))
+    # targets take turns in the list, and are still read and looked at once
+    swaps = [
+        triple(world, who, target, swapped)
+        for who, swapped in (("anna.png", "anna.png"), ("carl.png", "carl.png"))
+        for target in ("bert.png", "other.png")
+    ]
+    found = collect(counting, swaps)
+    assert len(whole.seen) == 2 + 2  # sources and targets, no swap
+    assert len(near.seen) == 2 + 2 + 4
+    assert (110, 110) in near.seen  # 40 px and as much on every side, cut at the frame's edge
+    assert [row.triple for row in found.table.faces] == [0, 1, 2, 3]
+    assert [row.reason for row in found.table.faces][::2] == ["", ""]
+    assert all("no face in the swapped" in row.reason for row in found.table.faces[1::2])
+    assert found.images == 4
+    plain = collect(tools, swaps)
+    for a, b in zip(found.table.faces, plain.table.faces, strict=True):
+        assert a.values == pytest.approx(b.values, nan_ok=True)
+
+
+def test_where_a_close_look_finds_nothing_the_whole_is_searched(tools, world):
+    whole, near = Counted(), Counted(blind=True)
+    found = collect(
+        replace(tools, detect=whole, near=near), [triple(world, "anna.png", "bert.png", "bert.png")]
+    )
+    assert len(whole.seen) == 3
+    assert means(found.table.summary())["pose"] == pytest.approx(0, abs=1e-3)
+
+
 # ---------------------------------------------------------------- clips
 
 
@@ -347,6 +392,60 @@ def test_faceforensics(tmp_path):
         faceforensics(tmp_path, "Tool", tmp_path / "out", pairs=tmp_path / "pairs.json")
     with pytest.raises(MissingMediaError, match="not laid out"):
         faceforensics(tmp_path / "elsewhere", "Tool", tmp_path / "out")
+
+
+def ffpp(root: Path) -> Path:
+    """Three clips in the layout, each a person, and two of them swapped by a tool."""
+    people = {"000": ANNA, "003": BERT, "071": CARL}
+    originals = root / "original_sequences/youtube/c23/videos"
+    made = root / "manipulated_sequences/Tool/c23/videos"
+    originals.mkdir(parents=True)
+    made.mkdir(parents=True)
+    for name, person in people.items():
+        write_clip(root / "clip.mkv", [face(scene(), (30, 50), person)] * 12)
+        (root / "clip.mkv").rename(originals / f"{name}.mp4")  # lossless, so that colours survive
+    for target, source in (("000", "003"), ("003", "000")):
+        drawn = face(scene(), (30, 50), people[source], yaw=10)
+        write_clip(root / "clip.mkv", [drawn] * 12)
+        (root / "clip.mkv").rename(made / f"{target}_{source}.mp4")
+    (root / "test.json").write_text('[["000", "003"]]')
+    return root
+
+
+def test_faceforensics_from_layout_to_report(tools, tmp_path):
+    root = ffpp(tmp_path / "ff")
+    options = EvaluateOptions(output=tmp_path / "out", faceforensics=root, method="Tool")
+    (side,) = run_evaluation(options, tools=tools)["sides"]
+    assert (side["clips"], side["faces"], side["people"]) == (2, 20, 2)  # ten frames a clip
+    assert side["measures"]["id_retrieval"]["mean"] == 100
+    assert side["measures"]["pose"]["mean"] == pytest.approx(10, abs=0.01)
+    assert side["measures"]["jitter"]["measured"] == 2
+    assert side["images"] == 24  # all of the 12 frames are needed for the track
+    assert (
+        "curves" in str(side["pictures"])
+        or "matplotlib" in (tmp_path / "out/report.md").read_text()
+    )
+
+
+def test_faceforensics_pairs_are_swapped(tools, tmp_path):
+    root = ffpp(tmp_path / "ff")
+    made = []
+
+    def swap(side: Side):
+        def make(each: Triple) -> None:
+            made.append((each.target.stem, each.source.stem, each.swapped.name))
+            each.swapped.parent.mkdir(parents=True, exist_ok=True)
+            each.swapped.write_bytes(each.source.read_bytes())
+
+        return make
+
+    options = EvaluateOptions(
+        output=tmp_path / "out", faceforensics=root, pairs=root / "test.json", frames=3, track=5
+    )
+    (side,) = run_evaluation(options, tools=tools, make=swap)["sides"]
+    assert made == [("000", "003", "000_003.mp4"), ("003", "000", "003_000.mp4")]
+    assert side["faces"] == 6
+    assert side["measures"]["id_cosine"]["mean"] == pytest.approx(1)
 
 
 # ---------------------------------------------------------------- extractors
@@ -510,6 +609,10 @@ def test_run_swaps_measures_and_tells(tools, world, monkeypatch):
     assert [row["id_retrieval"] for row in rows] == ["100", "0"]
     assert "fid and kid are left out" in " ".join(report["notes"])
     assert "id_retrieval" in as_text(report)
+    assert side["images"] == 1
+    assert side["images_per_second"] > 0
+    assert "1 images measured at" in as_text(report)
+    assert "a second on cpu (" in markdown
     with pytest.raises(MediaError, match="holds a report already"):
         run_evaluation(options, tools=tools, make=paste)
 
@@ -519,6 +622,14 @@ def test_histograms_and_curves(tools, world):
     options = EvaluateOptions(output=world / "out", triples=_list(world, "a.csv", ("anna", "carl")))
     report = run_evaluation(options, tools=tools)
     assert "histograms/id_cosine.png" in report["sides"][0]["pictures"]["id_cosine"]
+    write_clip(world / "target.mkv", [face(scene(), (30, 50), BERT)] * 6)
+    write_clip(world / "swapped.mkv", [face(scene(i), (30, 50), ANNA) for i in range(6)])
+    (world / "clips.csv").write_text("anna.png,target.mkv,swapped.mkv\n")
+    clips = EvaluateOptions(output=world / "clips", triples=world / "clips.csv")
+    (side,) = run_evaluation(clips, tools=tools)["sides"]
+    for name in ("jitter", "id_drift", "flicker"):
+        assert f"curves/{name}.png" in side["pictures"][name]
+        assert read_image(world / "clips/curves" / f"{name}.png").pixels.shape[1] == 300
 
 
 def _list(world: Path, name: str, swapped: tuple[str, ...]) -> Path:
@@ -594,6 +705,19 @@ def test_bad_options(given, words):
         EvaluateOptions(output=Path("out"), **given)
 
 
+def test_a_mistake_leaves_no_folder(tools, world):
+    (world / "list.csv").write_text("anna.png,bert.png,gone.png\n")
+    with pytest.raises(MissingMediaError, match=r"gone\.png"):
+        run_evaluation(
+            EvaluateOptions(output=world / "out", triples=world / "list.csv"), tools=tools
+        )
+    config = SwapConfig(swapper="gone.safetensors")
+    options = EvaluateOptions(output=world / "out", config=config, **folders(world))
+    with pytest.raises(WeightError, match=r"gone\.safetensors"):
+        run_evaluation(options, tools=tools)
+    assert not (world / "out").exists()
+
+
 def test_lists_that_do_not_fit_are_not_compared(world):
     a = _list(world, "a.csv", ("anna", "carl"))
     (world / "b.csv").write_text("anna.png,bert.png,bert.png\n")
@@ -630,10 +754,14 @@ def test_what_makes_the_swaps(world, monkeypatch):
         "faceswap.swap.Swapper.from_config", lambda config, *, video: (config.pack, video)
     )
     write_clip(world / "clip.mkv", [face(scene(), (30, 50), BERT)] * 3)
-    make = make_with_pack(Side("lite", world, [], SwapConfig()))
-    make(triple(world, "anna.png", "bert.png", "out.png"))
-    make(triple(world, "anna.png", "clip.mkv", "out.mp4"))
-    make(triple(world, "clip.mkv", "clip.mkv", "out.mp4"))
+    swaps = [
+        triple(world, "anna.png", "bert.png", "out.png"),
+        triple(world, "anna.png", "clip.mkv", "out.mp4"),
+        triple(world, "clip.mkv", "clip.mkv", "out.mp4"),
+    ]
+    make = make_with_pack(Side("lite", world, swaps, SwapConfig()))
+    for each in swaps:
+        make(each)
     assert calls == [
         ("photo", ("lite", False), "anna.png", "bert.png", "out.png", True),
         ("clip", ("lite", True), "anna.png", "clip.mkv", "out.mp4", True),

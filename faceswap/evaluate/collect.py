@@ -14,9 +14,9 @@ from faceswap.errors import MediaError, NoFaceError
 from faceswap.evaluate import measures, pixels
 from faceswap.evaluate.extract import Instruments
 from faceswap.evaluate.protocol import Triple
-from faceswap.evaluate.seen import Seen
 from faceswap.evaluate.table import Row, Table, numbered
 from faceswap.evaluate.visit import (
+    Last,
     Source,
     Visit,
     look_at_source,
@@ -38,6 +38,7 @@ class Collected:
     crops: int  # pairs of crops that went into them
     people: int  # how many were there to be told apart in ID retrieval
     made_in: float  # seconds it took to make the swaps
+    images: int  # swapped pictures and frames that were looked at
 
 
 def collect(
@@ -47,7 +48,7 @@ def collect(
     *,
     frames: int = 10,
     track: int = 100,
-    step: Callable[[int, Triple], None] | None = None,
+    step: Callable[[Triple], None] | None = None,
 ) -> Collected:
     """Measure swaps; what cannot be measured stays in the table, with the reason.
 
@@ -58,18 +59,21 @@ def collect(
         frames: of each clip, evenly spaced, that faces are measured in (FaceForensics++: 10).
         track: frames from the start of each clip that jitter, drift and flicker are taken over.
         step: told after each swap.
+
+    Swaps of one target are taken one after the other, so that it is read and looked at once.
     """
     paths = dict.fromkeys(triple.source for triple in triples)
     sources = {path: look_at_source(tools, path, frames) for path in paths}
-    known: dict[Path, Seen] = {}
-    visits = []
-    for number, triple in enumerate(triples):
-        found = _one(tools, triple, sources[triple.source], make, frames, track, known)
-        for row in found.rows:
+    last = Last()
+    visited: dict[int, Visit] = {}
+    for number in _by_target(triples):
+        triple = triples[number]
+        visited[number] = _one(tools, triple, sources[triple.source], make, frames, track, last)
+        for row in visited[number].rows:
             row.triple = number
-        visits.append(found)
         if step is not None:
-            step(number, triple)
+            step(triple)
+    visits = [visited[number] for number in range(len(triples))]
     table = Table(
         numbered([triple.person for triple in triples]),
         numbered([str(triple.target) for triple in triples]),
@@ -87,7 +91,16 @@ def collect(
         len(pairs),
         people,
         sum(each.made_in for each in visits),
+        sum(each.images for each in visits),
     )
+
+
+def _by_target(triples: Sequence[Triple]) -> list[int]:
+    """Numbers of the swaps, those of one target together, in the order that targets come in."""
+    first: dict[Path, int] = {}
+    for number, triple in enumerate(triples):
+        first.setdefault(triple.target, number)
+    return sorted(range(len(triples)), key=lambda number: first[triples[number].target])
 
 
 def _one(
@@ -97,7 +110,7 @@ def _one(
     make: Callable[[Triple], None] | None,
     frames: int,
     track: int,
-    known: dict[Path, Seen],
+    last: Last,
 ) -> Visit:
     """Make and measure one swap; what goes wrong with its files becomes the reason of its row."""
     try:
@@ -108,7 +121,7 @@ def _one(
             except NoFaceError as error:
                 return visit_failed(tools, triple, source, f"not swapped: {error}")
         made_in = time.perf_counter() - began
-        found = visit(tools, triple, source, frames=frames, track=track, known=known)
+        found = visit(tools, triple, source, frames=frames, track=track, last=last)
         found.made_in = made_in
         return found
     except MediaError as error:

@@ -28,6 +28,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from faceswap.errors import ConfigError, MissingWeightError, WeightError, unknown
+from faceswap.faces.detect import CenterFaceDetector, detect_any_rotation
 from faceswap.faces.identity import IdentityEncoder
 from faceswap.models import load_model
 from faceswap.ops.geometry import Alignment, align
@@ -43,6 +45,7 @@ from faceswap.types import Faces
 
 SIZES = {"identity": 112, "cosface": 112, "hopenet": 224, "ringnet": 224, "eyes": 256}
 SIZES |= {"features": 299}
+NEAR_SIDE = 256  # px that the surroundings of a face, three times its size, are detected at
 _AROUND = 1.4  # side of upright crops in longer sides of the box of the face's points
 _WFLW_EYES = (*range(60, 76), 96, 97)  # lids and pupils among the 98 points
 
@@ -80,6 +83,7 @@ class Instruments:
     shape: ShapeModel
     extra: tuple[Extractor, ...] = ()
     device: torch.device
+    near: Callable[[Tensor], Faces] | None = None  # detects in the surroundings of one face
     about: dict[str, str] = field(default_factory=dict)  # instrument -> what it is, for reports
 
 
@@ -102,6 +106,10 @@ def load_instruments(extractors: tuple[str, ...] = (), device: str = "auto") -> 
     lite = Swapper.from_config(SwapConfig(pack="lite", device=device))
     net = lite.generator
     assert isinstance(net, GuidedAEINet)  # the lite pack's is one
+    assert isinstance(lite.detector, CenterFaceDetector)
+    near = CenterFaceDetector(
+        lite.detector.model, sides=(NEAR_SIDE,), threshold=lite.detector.threshold
+    )
     pack = lite.pack
     about = {
         "detector": f"{pack.detector} (pack lite)",
@@ -129,6 +137,7 @@ def load_instruments(extractors: tuple[str, ...] = (), device: str = "auto") -> 
         shape=ShapeModel(net.shape_mean, net.shape_basis, net.shape_expression),
         extra=tuple(extra),
         device=lite.device,
+        near=partial(detect_any_rotation, near),
         about=about,
     )
 

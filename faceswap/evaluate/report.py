@@ -162,7 +162,9 @@ def _counts(report: dict[str, Any]) -> list[str]:
     for side in report["sides"]:
         lines.append(
             f"{side['name']}: {side['swaps']} swaps ({side['clips']} clips), {side['faces']} faces,"
-            f" {side['faces_not_fully_measured']} of them not or not fully measured"
+            f" {side['faces_not_fully_measured']} of them not or not fully measured; "
+            f"{side['images']} images measured at {side['images_per_second']:.2f} a second on "
+            f"{report['device']} ({report['threads']} threads)"
         )
     return lines
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from faceswap.evaluate import report as text
@@ -51,20 +53,22 @@ def run_evaluation(
         MediaError: files that are not there; the report exists.
         WeightError: a network that is not there.
     """
-    folder = prepare(options)
     sides = plan(options)
     if tools is None:
         tools = load_instruments(options.extractors, options.config.device)
+    # All there is to load is loaded here: what is missing is said before hours of work.
+    makers = [(make or make_with_pack)(side) if side.config else None for side in sides]
+    folder = prepare(options)
     began = time.perf_counter()
     found: list[Collected] = []
     told: list[dict[str, Any]] = []
     warnings: list[str] = []
-    for side in sides:
+    for side, makes in zip(sides, makers, strict=True):
         side.folder.mkdir(parents=True, exist_ok=True)
-        makes = None if side.config is None else (make or make_with_pack)(side)
+        done = itertools.count(1)
 
-        def step(number: int, triple: Triple, side: Side = side) -> None:
-            progress(f"{side.name}: {number + 1} of {len(side.triples)}, {triple.swapped.name}")
+        def step(triple: Triple, side: Side = side, done: Iterator[int] = done) -> None:
+            progress(f"{side.name}: {next(done)} of {len(side.triples)}, {triple.swapped.name}")
 
         start = time.perf_counter()
         one = collect(
@@ -82,7 +86,8 @@ def run_evaluation(
                 **text.describe(one, side.triples, seed=options.seed),
                 "seconds": round(seconds, 3),
                 "seconds_swapping": round(one.made_in, 3),
-                "faces_measured_per_second": len(one.table.faces) / (seconds - one.made_in),
+                "images": one.images,
+                "images_per_second": round(one.images / (seconds - one.made_in), 3),
                 "pictures": {k: [(inside / p).as_posix() for p in v] for k, v in pictures.items()},
             }
         )
@@ -91,6 +96,7 @@ def run_evaluation(
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - began, 3),
         "device": str(tools.device),
+        "threads": torch.get_num_threads(),
         "instruments": tools.about,
         "protocol": _protocol(options),
         "notes": notes(options, tools, found) + warnings,
@@ -116,11 +122,10 @@ def make_with_pack(side: Side) -> Make:
 
     assert side.config is not None
     config = side.config
-    swappers: dict[bool, Swapper] = {}  # clips have working resolutions of their own
+    kinds = {triple.clip for triple in side.triples}  # clips are searched at other resolutions
+    swappers = {clip: Swapper.from_config(config, video=clip) for clip in sorted(kinds)}
 
     def make(triple: Triple) -> None:
-        if triple.clip not in swappers:
-            swappers[triple.clip] = Swapper.from_config(config, video=triple.clip)
         swapper = swappers[triple.clip]
         triple.swapped.parent.mkdir(parents=True, exist_ok=True)
         source: Path | Tensor = triple.source

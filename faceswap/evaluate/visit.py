@@ -42,17 +42,29 @@ class Visit:
     features: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (D,) target, swapped
     curves: dict[str, Tensor] = field(default_factory=dict)  # measure -> (frames,), clips only
     made_in: float = 0.0  # seconds it took to make the swap
+    images: int = 0  # swapped pictures or frames that were looked at
+
+
+@dataclass(slots=True)
+class Last:
+    """The photo that was the target last: swaps of one target follow each other."""
+
+    path: Path | None = None
+    pixels: Tensor = field(default_factory=lambda: torch.zeros(1, 3, 0, 0))  # (1, 3, H, W) uint8
+    seen: Seen = field(default_factory=Seen.empty)
 
 
 def frames_of(
     paths: Sequence[Path],
     wanted: Container[int],
+    last: Last | None = None,
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
     """Frames of several versions of one photo or clip, side by side.
 
     Args:
         paths: the versions; all photos or all clips.
         wanted: frames to give out; a photo is frame 0 and always given.
+        last: a photo that is read already.
 
     Yields:
         Numbers of the frames, and for each version ``(B, 3, H, W) uint8``.
@@ -61,7 +73,10 @@ def frames_of(
         MediaError: one cannot be read, or they differ in size or length.
     """
     if not is_clip(paths[0]):
-        photos = [read_image(path).pixels[None] for path in paths]
+        photos = [
+            last.pixels if last and last.path == path else read_image(path).pixels[None]
+            for path in paths
+        ]
         _check_sizes(paths, photos)
         yield [0], photos
         return
@@ -124,7 +139,7 @@ def visit(
     *,
     frames: int,
     track: int,
-    known: dict[Path, Seen],
+    last: Last,
 ) -> Visit:
     """Measure a swap that is there.
 
@@ -134,7 +149,7 @@ def visit(
         source: the person put in.
         frames: of a clip, evenly spaced, that faces are measured in.
         track: frames from its start that jitter, drift and flicker are taken over.
-        known: photos that were targets before, as they were seen; this one is added.
+        last: the photo that was the target last; becomes this one.
 
     Raises:
         MediaError: target or swapped cannot be read, or differ in size or length.
@@ -145,11 +160,14 @@ def visit(
     wanted = measured | set(tracked)
     before: Tensor | None = None
     parts: list[tuple[Tensor, ...]] = []
-    for numbers, pair in frames_of([triple.target, triple.swapped], wanted):
+    for numbers, pair in frames_of([triple.target, triple.swapped], wanted, last):
         pictures = pair[0].to(tools.device), pair[1].to(tools.device)
-        t = known.get(triple.target) or look(tools, pictures[0], before=before)
+        t = last.seen
+        if triple.clip or last.path != triple.target:
+            t = look(tools, pictures[0], before=before)
         if not triple.clip:
-            known[triple.target] = t
+            last.path, last.pixels, last.seen = triple.target, pair[0], t
+        out.images += len(numbers)
         s = look(tools, pictures[1], t)
         before = t.mesh[-1] if triple.clip and bool(t.valid[-1]) else None
         rows = [i for i, number in enumerate(numbers) if number in measured]
