@@ -3,8 +3,8 @@
     python scripts/video_memory.py --seconds 10 600            # puppets in place of networks
     python scripts/video_memory.py --seconds 10 60 --pack lite --rate 10
 
-Each clip is swapped in a process of its own, which reports the most memory it ever held (ru_maxrss,
-the ffmpeg processes beside it not counted, but told). With puppets, which find coloured squares and
+Each clip is swapped in a process of its own, which reports the most memory it ever held (ru_maxrss;
+ffmpeg is a process of its own and not counted). With puppets, which find coloured squares and
 paint on them, everything that reads, holds, tracks, writes and joins frames runs as it always does,
 and ten minutes are affordable; with --pack the networks run too. The clips are made by ffmpeg from
 one that is two seconds long: the astronaut of scikit-image, or a square, gliding over grey.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -86,14 +85,12 @@ def measure(clip: Path, pack: str | None) -> None:
     report = swap_video(
         swapper, source, clip, clip.with_name("out.mp4"), config=config, overwrite=True
     )
-    beside = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(
         json.dumps(
             {
                 "frames": report.frames,
                 "swapped": report.faces_swapped,
                 "peak_mb": round(report.peak_mb or 0, 1),
-                "ffmpeg_mb": round(beside.ru_maxrss / 1e3, 1),
                 "cpu_s": round(time.process_time() - began, 1),
                 "wall_s": round(report.seconds["total"], 1),
             }
