@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -303,18 +302,6 @@ def test_a_mask_head_learns_the_face(home, tmp_path):
         network.generate(network.attributes(pairs.target), identity)
     with torch.no_grad():  # as the pipeline runs it
         assert torch.allclose(fuse(network)(pairs.target, identity), swapped, atol=1e-4)
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a compiler")
-def test_compiled_networks_train_alike(home, tmp_path):
-    """The whole compiler on the smallest network; losses agree with those of a plain run."""
-    losses = {"adversarial": 0, "identity": 0}
-    for compiled in (False, True):
-        config = settings(home, compile=compiled, losses=losses, steps=2, log_every=1)
-        run_training(config, tmp_path / str(compiled))
-    plain, compiled_ = metrics(tmp_path / "False"), metrics(tmp_path / "True")
-    assert compiled_[0] == pytest.approx(plain[0], rel=1e-3)
-    assert compiled_[1] == pytest.approx(plain[1], rel=0.02)
 
 
 def test_accumulation_gives_the_same_losses(home):
