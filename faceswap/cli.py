@@ -146,9 +146,7 @@ setting_options = options(
     click.option("--mask", type=click.Choice(["adaptive", "ghost"]), help="How the edge is found."),
     click.option("--color-match/--no-color-match", default=None, help="Take the target's colours."),
     click.option("--alpha", type=click.FloatRange(0, 1), help="Share of the swapped face."),
-    click.option(
-        "--restore/--no-restore", default=None, help="Sharpen the swapped face (no pack can yet)."
-    ),
+    click.option("--restore/--no-restore", default=None, help="Sharpen the swapped face."),
     device_option,
     click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"])),
     click.option("--config", metavar="FILE", help="Settings as YAML, see configs/swap.yaml."),

@@ -104,6 +104,10 @@ class RestorerConfig(Settings):
     """Whether it runs."""
     strength: Unit = 1.0
     """Share of the restored face; the rest is as the swapper made it."""
+    min_size: Annotated[int, Field(ge=0)] = 128
+    """Side of the face's crop in frame pixels below which it is left as it is."""
+    weights: str | None = None
+    """Weight file of your own, or a name, in place of the pack's restorer."""
 
 
 class SwapConfig(Settings):

@@ -43,6 +43,7 @@ from faceswap.ops.geometry import TEMPLATES, Alignment, align
 from faceswap.ops.guide import ShapeModel, make_guide
 from faceswap.ops.mask import Response, adaptive_mask, ghost_mask
 from faceswap.ops.topology import MESH_POINTS, covering, five_points
+from faceswap.restore import FaceRestorer, load_restorer
 from faceswap.types import Faces, Identities, SwapResult
 
 SOURCE_SIDE = 512  # px, side of the source crops that warp guidance takes its texture from
@@ -73,6 +74,7 @@ class Swapper:
         landmarks: Landmarker,
         encoder: IdentityEncoder,
         generator: GuidedAEINet | AEINet | FusedAEINet,
+        restorer: FaceRestorer | None = None,
         device: torch.device,
     ) -> None:
         self.config = config
@@ -81,6 +83,7 @@ class Swapper:
         self.landmarks = landmarks
         self.encoder = encoder
         self.generator = generator
+        self.restorer = restorer
         self.device = device
         self.dtype = _dtype(config.precision, device)
         self._half: FusedAEINet | None = None  # the generator in half precision, if that is wanted
@@ -116,11 +119,6 @@ class Swapper:
             video: detect at the faster working resolutions meant for clips.
         """
         pack = weights.pack(config.pack)
-        if config.restorer.enabled:
-            raise ConfigError(
-                f"pack {pack.name} has no face restorer that runs yet; leave --restore and "
-                "restorer.enabled out"
-            )
         device = choose_device(config.device)
         needed = [name for name in pack.weights if not (config.swapper and name == pack.swapper)]
         missing = [name for name in needed if not weights.present(name)]
@@ -143,6 +141,7 @@ class Swapper:
             landmarks=_load_landmarks(pack, device),
             encoder=_load_encoder(pack, device),
             generator=fused,
+            restorer=load_restorer(config.restorer, pack, device),
             device=device,
         )
 
@@ -254,6 +253,9 @@ class Swapper:
                 crops, shape, target_mesh = self._generate(
                     target, _in_crop(mesh[rows], at), identities, source[rows]
                 )
+            if self.restorer is not None:
+                with self._stage("restore"), torch.no_grad():
+                    crops = self.restorer(crops, at.size / at.scale, self._safely)
             with self._stage("mask"):
                 mask = self._mask(shape, target_mesh, size)
                 crops = self._match_color(crops, target, mask, rows, settle)

@@ -28,7 +28,7 @@ LAYERS = {
     3: ("models",),
     4: ("faces",),
     5: (
-        *("swap", "photo"),
+        *("swap", "restore", "photo"),
         *("video", "window", "render", "tally", "cast", "casting"),  # swap_video's parts
         *("journal", "segments", "account", "people", "preview"),  # more of them
         *("bench", "doctor", "evaluate", "train"),

@@ -9,7 +9,7 @@ from PIL import Image as Pillow
 
 from faceswap import Swapper, swap_image
 from faceswap.config import SwapConfig
-from faceswap.errors import ConfigError, DeviceError, MediaError, NoFaceError
+from faceswap.errors import DeviceError, MediaError, NoFaceError
 from faceswap.faces.select import Selection
 from faceswap.media.provenance import COMPOSITE, read_provenance
 from faceswap.swap import choose_device, merge
@@ -212,8 +212,3 @@ def test_cuda_is_never_replaced_in_silence(caplog: pytest.LogCaptureFixture) -> 
     with pytest.raises(DeviceError, match="--device cuda"):
         choose_device("cuda")
     assert choose_device("auto").type == "cpu"
-
-
-def test_a_restorer_that_is_not_there_is_refused_not_ignored(lite_pack: Pack) -> None:
-    with pytest.raises(ConfigError, match="no face restorer"):
-        Swapper.from_config(SwapConfig.model_validate({"restorer": {"enabled": True}}))

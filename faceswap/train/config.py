@@ -257,11 +257,101 @@ class DetectorConfig(RunConfig):
     """Of autocast; norm statistics and losses stay fp32."""
 
 
+class RestorerModel(Settings):
+    """The network, see `faceswap.models.restorer.Restorer`."""
+
+    widths: tuple[int, ...] = (48, 96, 128)
+    """Channels at 1/4, 1/8, 1/16 ... of the crop's side."""
+    depths: tuple[int, ...] = (2, 2, 3)
+    """Residual blocks at each of these."""
+
+
+class Damage(Settings):
+    """What the restorer's inputs have suffered; each kind by chance, its strength by chance up to
+    the most. Lengths are pixels of the view."""
+
+    clean: Unit = 0.05
+    """Share left alone, so that good pictures are left alone."""
+    warp: Unit = 0.3
+    """Share resampled by a slight warp."""
+    warp_px: Positive = 0.5
+    """Largest deviation of its displacements."""
+    blur: Unit = 0.6
+    """Share blurred."""
+    blur_px: Positive = 2.0
+    """Largest sigma."""
+    motion: Unit = 0.25
+    """Share of the blurs that are motion rather than focus."""
+    patches: Unit = 0.4
+    """Share soft in places."""
+    patches_px: Positive = 2.5
+    """Largest sigma there."""
+    shrink: Unit = 0.7
+    """Share made small and large again."""
+    smallest: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Strongest downscaling."""
+    noise: Unit = 0.3
+    """Share with noise."""
+    noise_sd: Unit = 0.025
+    """Largest standard deviation."""
+    jpeg: Unit = 0.5
+    """Share compressed."""
+    quality: Annotated[int, Field(ge=1, le=95)] = 40
+    """Worst quality."""
+
+
+class RestorerLosses(Settings):
+    """Weights of the loss terms; 0 turns one off."""
+
+    pixels: Weight = 4.0
+    """Mean absolute difference to the photo."""
+    gradient: Weight = 4.0
+    """The same of neighbouring differences."""
+    features: Weight = 0.5
+    """Features of the face detector (CenterFace), by which what looks alike is alike."""
+    identity: Weight = 0.5
+    """1 - cosine of the identity embeddings."""
+    adversarial: Weight = 0.05
+    """A small discriminator, once it sets in."""
+    adversarial_from: Annotated[int, Field(ge=0)] = 1200
+    """Step at which it does."""
+
+
+class RestorerRunConfig(RunConfig):
+    """A restorer, trained on photos made worse on purpose."""
+
+    task: Literal["restorer"] = "restorer"
+    """Which step function trains."""
+    model: RestorerModel = RestorerModel()
+    """The network."""
+    sides: tuple[int, ...] = Field((128, 160, 192, 224), min_length=1)
+    """Sides of the views, one drawn for each step. None is larger than the stored crops: what is
+    enlarged is not sharp, and must not be the aim."""
+    min_sharpness: Positive = 0.3
+    """Photos below are no aim, of `faceswap.train.clean.sharpness`."""
+    damage: Damage = Damage()
+    """What the inputs have suffered."""
+    losses: RestorerLosses = RestorerLosses()
+    """Weight of each loss term."""
+    encoders: tuple[str, ...] = Field(("lite-identity",), min_length=1)
+    """Identity encoders: names of `faceswap weights list`, weight files, TorchScript files."""
+    precision: Precision = "fp32"
+    """Of autocast; losses stay fp32. bf16 is 2-3 times as fast on CPUs with AMX."""
+
+    @field_validator("sides")
+    @classmethod
+    def _sides(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(side < 32 or side % 16 for side in value):
+            raise ValueError("each should be a multiple of 16, at least 32")
+        return value
+
+
 SCHEMAS: dict[str, type[RunConfig]] = {
     **dict.fromkeys(LITE_LOSSES, TrainConfig),
     "aei": AeiConfig,
     "distill": DistillConfig,
     "detector": DetectorConfig,
+    "restorer": RestorerRunConfig,
 }
 
 

@@ -89,6 +89,23 @@ def hinge_discriminator(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tenso
     return 0.5 * torch.stack(terms).sum()
 
 
+def feature_loss(
+    restored: Sequence[Tensor],  # L maps (N, C_k, H_k, W_k) of a frozen network
+    truth: Sequence[Tensor],  # L maps of the picture it should be
+) -> Tensor:
+    """Squared difference of feature directions, summed over channels, the mean over places.
+
+    L = sum_k mean_{n,h,w} |y_k / |y_k| - x_k / |x_k||^2: Zhang et al., "The Unreasonable
+    Effectiveness of Deep Features as a Perceptual Metric" (LPIPS), CVPR 2018, eq. 1, with every
+    channel's weight 1.
+    """
+    total = restored[0].new_zeros((), dtype=torch.float32)
+    for ours, theirs in zip(restored, truth, strict=True):
+        a, b = (F.normalize(x.float(), dim=1, eps=1e-3) for x in (ours, theirs))
+        total = total + (a - b).square().sum(1).mean()
+    return total
+
+
 # ---------------------------------------------------------------- GHOST's recipe
 
 

@@ -24,6 +24,7 @@ TASKS = {
     "aei": "faceswap.train.aei",
     "distill": "faceswap.train.distill",
     "detector": "faceswap.train.detector",
+    "restorer": "faceswap.train.restorer",
 }
 SHARED = ("aei", "distill")  # tasks that several processes can work on
 
