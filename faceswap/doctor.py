@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import subprocess
 from dataclasses import dataclass
 
 from faceswap import weights
-from faceswap.errors import MediaError
+from faceswap.errors import MediaError, WeightError
 from faceswap.manifest import Pack
 
 
@@ -22,11 +23,11 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Python, torch, CUDA, ffmpeg and every pack, in this order."""
+    """Python, torch, CUDA, ffmpeg, JPEG and every pack, in this order."""
     python = Finding("python", True, f"{platform.python_version()} on {platform.platform()}")
     folder = Finding("weights", True, f"fetched ones lie in {weights.where()}")
     packs = [_pack(each) for each in weights.packs().values()]
-    return [python, *_torch(), _ffmpeg(), folder, *packs]
+    return [python, *_torch(), _ffmpeg(), _jpeg(), folder, *packs]
 
 
 def _torch() -> list[Finding]:
@@ -71,10 +72,22 @@ def _ffmpeg() -> Finding:
     return Finding("ffmpeg", run.returncode == 0, f"{path} {version}", needed=False)
 
 
+def _jpeg() -> Finding:
+    if importlib.util.find_spec("jpegio") is None:  # finds without importing
+        text = "encoded again when swapped: there is no pyjpegio here, which keeps its blocks"
+        return Finding("jpeg", False, text, needed=False)
+    return Finding("jpeg", True, "blocks that are not swapped are kept bit for bit", needed=False)
+
+
 def _pack(pack: Pack) -> Finding:
     name, needed = f"pack {pack.name}", pack.name == "lite"
     missing = [each for each in pack.weights if not weights.present(each)]
-    if not missing:
-        return Finding(name, True, "complete", needed)
     cure = "reinstall faceswap" if needed else f"faceswap weights fetch {pack.name}"
-    return Finding(name, False, f"misses {', '.join(missing)}; {cure}", needed)
+    if missing:
+        return Finding(name, False, f"misses {', '.join(missing)}; {cure}", needed)
+    try:
+        for each in pack.weights:
+            weights.resolve(each)  # reads through what it has not seen before
+    except WeightError as error:
+        return Finding(name, False, f"{error}; {cure}", needed)
+    return Finding(name, True, "complete", needed)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from faceswap.errors import ConfigError, NoFaceError
+from faceswap.faces.identity import similarity
 from faceswap.faces.select import Selection
 from faceswap.media.image import Image, Written, read_image, write_image
 from faceswap.media.output import check_output
 from faceswap.swap import Swapper, merge
-from faceswap.types import Faces, Identities, ImageReport
+from faceswap.types import Faces, Identities, ImageReport, SwapResult
 
 Photo = str | os.PathLike[str] | np.ndarray | Tensor  # arrays: (H, W, 3) uint8; tensors: (3, H, W)
 
@@ -74,7 +75,7 @@ def swap_image(
     swapped = int((result.source >= 0).sum())
     if not swapped:
         raise _nothing_swapped(result.faces, picture, choose, result.embedding)
-    warnings = picture.warnings + _unmet(pairs, choose, result.source)
+    warnings = picture.warnings + _unmet(pairs, choose, result)
     written = Written()
     if output is not None:
         written = write_image(
@@ -160,17 +161,24 @@ def embed_references(swapper: Swapper, photos: Sequence[Photo]) -> Tensor:
 
 
 def _unmet(
-    pairs: Sequence[tuple[Photo, Photo | None]], select: Selection, source: Tensor
+    pairs: Sequence[tuple[Photo, Photo | None]], select: Selection, result: SwapResult
 ) -> tuple[str, ...]:
     """A warning for each reference that nobody in the target matched."""
-    if select.references is None:
+    if select.references is None or result.embedding is None:
         return ()
-    met = set(source.tolist())
-    return tuple(
-        f"{name_of(reference)}: nobody in the target matches it, so {name_of(photo)} was not used"
-        for row, (photo, reference) in enumerate(pairs)
-        if reference is not None and row not in met
-    )
+    best = similarity(result.embedding, select.references).amax(0).tolist()
+    met = set(result.source.tolist())
+    lines = []
+    for row, (photo, reference) in enumerate(pairs):
+        if reference is None or row in met:
+            continue
+        needed = f", needed {select.threshold:.2f}" if best[row] < select.threshold else ""
+        who = "nobody in the target matches it" if needed else "nobody in the target is left for it"
+        lines.append(
+            f"{name_of(reference)}: {who} (best similarity {best[row]:.2f}{needed}), so "
+            f"{name_of(photo)} was not used"
+        )
+    return tuple(lines)
 
 
 def _nothing_swapped(
@@ -181,8 +189,6 @@ def _nothing_swapped(
     if not len(faces):
         return NoFaceError(f"{name}: no face found; nothing was swapped and nothing written")
     if select.references is not None and embedding is not None:
-        from faceswap.faces.identity import similarity
-
         best = float(similarity(embedding, select.references).max())
         return NoFaceError(
             f"{name}: nobody matches the reference (best similarity {best:.2f}, needed "
@@ -190,7 +196,11 @@ def _nothing_swapped(
             f"{max(best - 0.01, 0):.2f}"
         )
     number = (select.face or 0) + 1
-    return NoFaceError(f"{name}: has {len(faces)} faces, there is no number {number}")
+    return NoFaceError(f"{name}: has {_faces(len(faces))}, there is no number {number}")
+
+
+def _faces(count: int) -> str:
+    return f"{count} face" if count == 1 else f"{count} faces"
 
 
 def _read(photo: Photo) -> Image:

@@ -145,13 +145,22 @@ class Swapper:
             device=device,
         )
 
-    def detect(self, frames: Tensor, *, unsure: float = 1.0, consecutive: bool = False) -> Faces:
+    def detect(
+        self,
+        frames: Tensor,
+        *,
+        unsure: float = 1.0,
+        consecutive: bool = False,
+        everyone: bool = False,
+    ) -> Faces:
         """Faces of ``(B, 3, H, W) uint8`` frames, turned ones too if the settings say so.
 
         Args:
             frames: where to look.
             unsure: factor on the detector's threshold; under 1, faces it is unsure of come too.
             consecutive: the frames follow each other in a clip; see `detect_any_rotation`.
+            everyone: look closer for small faces even if there are larger ones; a photo of
+                12 megapixels takes seconds more on a CPU. Clips are not looked at more closely.
         """
         with self._stage("detect"):
             sure = self.detector.threshold
@@ -160,8 +169,8 @@ class Swapper:
                 faces = detect_any_rotation(detector, frames, sure=sure, consecutive=consecutive)
             else:
                 faces = detector(frames)
-            if not len(faces) and isinstance(detector, CenterFaceDetector):
-                return detector.look_closer(frames)
+            if (everyone or not len(faces)) and isinstance(detector, CenterFaceDetector):
+                return detector.look_closer(frames, faces)
             return faces
 
     def embed(self, frames: Tensor, faces: Faces) -> Tensor:
@@ -212,13 +221,14 @@ class Swapper:
             frames: ``(B, 3, H, W) uint8`` RGB.
             identities: the people to put in.
             choose: says which face becomes whom; receives embeddings if it has an attribute
-                ``needs_embedding`` that is true.
+                ``needs_embedding`` that is true; one ``needs_everyone`` has it asked about faces
+                too small to be seen at first sight too.
 
         Returns:
             Frames on the device they came from; pixels that no mask covers are bit-exact.
         """
         device, frames = frames.device, frames.to(self.device)
-        faces = self.detect(frames)
+        faces = self.detect(frames, everyone=getattr(choose, "needs_everyone", False))
         wanted = getattr(choose, "needs_embedding", False) and len(faces)
         embedding = self.embed(frames, faces) if wanted else None
         source = choose(faces, embedding).to(self.device)

@@ -7,6 +7,8 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import click
 import pytest
@@ -471,10 +473,11 @@ def test_train_refuses(trained, capsys, words, said):
 
 def test_doctor(folder, monkeypatch, capsys):
     monkeypatch.setattr(faceswap.weights, "present", lambda name: not name.startswith("ghost"))
+    monkeypatch.setattr(faceswap.weights, "resolve", Path)
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[4:18].strip() for line in lines] == [
-        *("python", "torch", "cuda", "ffmpeg", "weights"),
+        *("python", "torch", "cuda", "ffmpeg", "jpeg", "weights"),
         *(f"pack {name}" for name in faceswap.weights.packs()),
     ]
     found = {line[4:18].strip(): line for line in lines}
@@ -487,8 +490,24 @@ def test_doctor(folder, monkeypatch, capsys):
 
 def test_doctor_finds_the_default_pack_missing(folder, monkeypatch, capsys):
     monkeypatch.setattr(faceswap.weights, "present", lambda name: name != "lite-swapper")
+    monkeypatch.setattr(faceswap.weights, "resolve", Path)
     assert main(["doctor", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["pack lite"]["ok"] is False
     assert "lite-swapper" in found["pack lite"]["text"]
     assert found["pack ghost-1"]["ok"] is True
+
+
+def test_doctor_reads_the_files_through(folder, monkeypatch, capsys):
+    entry = faceswap.weights.entry
+
+    def other(name):
+        item = entry(name)
+        return replace(item, sha256="0" * 64) if name == "lite-landmarks" else item
+
+    monkeypatch.setattr(faceswap.weights, "entry", other)
+    assert main(["doctor"]) == 1
+    (line,) = (each for each in capsys.readouterr().out.splitlines() if "pack lite" in each)
+    assert line.startswith("!!")
+    assert "is not lite-landmarks: its sha256 is" in line
+    assert line.endswith("; reinstall faceswap")

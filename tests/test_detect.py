@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from functools import cache
@@ -18,10 +19,13 @@ from torchvision.ops import box_iou
 
 from faceswap.errors import WeightError
 from faceswap.faces.detect import (
+    PHOTO_FINE,
     PHOTO_SIDES,
     CenterFaceDetector,
     Detector,
     ScrfdDetector,
+    _beside,
+    _starts,
     detect_any_rotation,
 )
 from faceswap.models.centerface import CenterFace
@@ -361,8 +365,6 @@ def test_a_face_of_24_px_in_a_large_photo_is_found_at_a_second_look() -> None:
     """It is 24 px in 3840: shrunk to 1280 the detector misses it."""
     from skimage.data import astronaut
 
-    from faceswap.faces.detect import PHOTO_FINE, PHOTO_SIDES
-
     head = torch.from_numpy(astronaut()[10:250, 100:340].copy()).permute(2, 0, 1)[None].float()
     small = torch.nn.functional.interpolate(head, size=(56, 56), mode="area")  # its face: 24 px
     frame = torch.full((1, 3, 2160, 3840), 120, dtype=torch.uint8)
@@ -373,3 +375,82 @@ def test_a_face_of_24_px_in_a_large_photo_is_found_at_a_second_look() -> None:
     assert 1300 < box[0] < box[2] < 1356
     assert 16 < box[2] - box[0] < 34
     assert len(CenterFaceDetector(sides=PHOTO_SIDES).look_closer(frame)) == 0
+
+
+def crowd(sizes: list[int]) -> tuple[Tensor, list[tuple[float, float]]]:
+    """A photo with a large face and faces of these sizes, and the middles of those (x, y).
+
+    It is as wide as one of 12 megapixels, and half as high.
+
+    The faces are those of README's picture and of the astronaut, all in the public domain.
+    """
+    from PIL import Image
+
+    examples = Path(__file__).parents[1] / "examples"
+    photos = [picture()[0]]
+    for name in ("source.jpg", "target.jpg"):
+        with Image.open(examples / name) as image:
+            photos.append(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))
+    generator = torch.Generator().manual_seed(0)
+    clouds = torch.randint(60, 200, (1, 3, 48, 127), generator=generator).float()
+    scene = F.interpolate(clouds, (1512, 4032), mode="bilinear")[0].byte()
+    scene[:, 100:800, 300:1000] = F.interpolate(picture(), (700, 700), mode="bilinear")[0]
+    faces = [found[found.size.argmax()[None]] for found in map(detector_of(512), photos)]
+    middles = []
+    for i, size in enumerate(sizes):
+        photo, face = photos[i % 3], faces[i % 3]
+        (x, y), reach = face.box.view(2, 2).mean(0).tolist(), 1.3 * float(face.size)
+        top, left = max(int(y - reach), 0), max(int(x - reach), 0)
+        scale = size / float(face.size)
+        crop = scaled(photo[None, :, top : int(y + reach), left : int(x + reach)], scale)[0]
+        at_y, at_x = 850 + (i // 5) * 300 + 17 * i, 200 + (i % 5) * 750 + 29 * i
+        scene[:, at_y : at_y + crop.shape[1], at_x : at_x + crop.shape[2]] = crop
+        middles.append((at_x + (x - left) * scale, at_y + (y - top) * scale))
+    return scene[None], middles
+
+
+def detector_of(side: int) -> Callable[[Tensor], Faces]:
+    return lambda photo: CenterFaceDetector(network(), sides=(side,))(photo[None])
+
+
+def test_small_faces_beside_a_large_one_are_found_at_a_second_look() -> None:
+    sizes = [24, 24, 24, 28, 28, 28, 36, 48, 70]
+    frame, middles = crowd(sizes)
+    detector = CenterFaceDetector(network(), sides=PHOTO_SIDES, fine=PHOTO_FINE)
+    first = detector(frame)
+    assert len(first) < 6  # the large one and the larger of the others
+    faces = detector.look_closer(frame, first)
+    assert len(faces) == len(sizes) + 1
+    found = faces.box.view(-1, 2, 2).mean(1)
+    for size, middle in zip(sizes, middles, strict=True):
+        away = (found - torch.tensor(middle)).norm(dim=1)
+        assert away.min() < size / 4
+        assert 0.6 * size < faces.size[away.argmin()] < 1.6 * size
+    assert faces.size.max() > 120
+    assert bool((found[1:, 0] >= found[:-1, 0]).all())  # from left to right
+
+
+def test_tiles_cover_everything_with_an_overlap() -> None:
+    for length in (1, 639, 640, 641, 1000, 1184, 1185, 3360, 4096):
+        starts = _starts(length, 640)
+        assert starts[0] == 0
+        assert starts[-1] == max(length - 640, 0)
+        gaps = [b - a for a, b in itertools.pairwise(starts)]
+        assert all(0 < gap <= 640 - 96 for gap in gaps)
+
+
+def test_a_part_of_a_known_face_is_not_another_one() -> None:
+    def table(*boxes: tuple[int, list[float]]) -> Faces:
+        n = len(boxes)
+        return Faces(
+            torch.tensor([frame for frame, _ in boxes]),
+            torch.tensor([box for _, box in boxes]),
+            torch.zeros(n, 5, 2),
+            torch.ones(n),
+        )
+
+    known = table((0, [100.0, 100, 200, 200]))
+    eye, same, near = [120.0, 120, 140, 130], [95.0, 98, 205, 196], [190.0, 100, 230, 140]
+    found = table((0, eye), (0, same), (0, near), (1, eye))
+    assert _beside(found, known).box.tolist() == [near, eye]
+    assert len(_beside(found, Faces.empty())) == 4

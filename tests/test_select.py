@@ -142,3 +142,11 @@ def test_assignment_is_the_best_of_all(n: int, k: int, seed: int) -> None:
             best = max(best, worth(rows))
     assert worth(tuple(got)) == pytest.approx(best, abs=1e-4)
     assert all(cosine[i, j] >= threshold for i, j in enumerate(got) if j >= 0)
+
+
+def test_who_asks_for_small_faces_too() -> None:
+    """The largest face needs no second look at the photo, every other rule does."""
+    assert not Selection().needs_everyone
+    assert Selection(all_faces=True).needs_everyone
+    assert Selection(face=0).needs_everyone
+    assert Selection(references=torch.ones(1, 4)).needs_everyone

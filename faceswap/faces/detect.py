@@ -12,6 +12,7 @@ an upright crop.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -33,7 +34,8 @@ VIDEO_SIDES = (640, 160)  # 1080p: faces from 60 px up
 PHOTO_SIDES = (1280, 512, 160)  # 1080p: faces from 30 px up, 3 to 5 times the work
 _TILTED = 0.7  # radians; from here on the points get bad, see `detect_any_rotation`
 _SAME_FACE = 0.3  # IoU
-PHOTO_FINE = 4096  # photos without any larger face: from 24 px up to 20 MP
+PHOTO_FINE = 4096  # most that `look_closer` goes to: faces from 24 px up in photos to 18 MP
+_TILE, _OVERLAP = 640, 96  # working px of `look_closer`; larger faces are seen without it
 _CPU_PIXELS = 2**18  # a forward pass over more than this falls out of the cache
 _CUDA_PIXELS = 2**24  # 16 frames of 1280 x 736; bounds memory to some GiB
 
@@ -105,11 +107,21 @@ class CenterFaceDetector:
     def look_closer(
         self,
         frames: Tensor,  # (B, 3, H, W) uint8 RGB
+        known: Faces | None = None,  # found already
     ) -> Faces:
-        """Faces too small for the usual resolutions: one pass at ``fine``, if that is finer."""
-        if min(self.fine, max(frames.shape[2:])) <= max(self.sides):
-            return Faces.empty(frames.device)
-        return self._seen(frames, (self.fine,))
+        """What is known and, at most to ``fine``, faces too small for the usual resolutions.
+
+        The frames are gone through in overlapping tiles, which keeps time per pixel and memory
+        at those of small pictures.
+        """
+        known = Faces.empty(frames.device) if known is None else known
+        height, width = frames.shape[2:]
+        side = min(self.fine, max(height, width))
+        if side <= max(self.sides):
+            return known
+        found, trust = self._at(frames, _shrunk(height, width, side), tile=_TILE)
+        faces = self._merged(found, trust, height, width)
+        return _ordered(Faces.cat([known, _beside(faces, known)]))
 
     def _seen(self, frames: Tensor, sides: Sequence[int]) -> Faces:
         """Faces at some working resolutions, merged and ordered."""
@@ -118,25 +130,32 @@ class CenterFaceDetector:
         passes = [self._at(frames, size) for size in sizes]
         found = Faces.cat([faces for faces, _ in passes])
         trust = torch.cat([trust for _, trust in passes])
-        keep = batched_nms(found.box, found.score, found.frame, self.overlap)
-        faces = _averaged(found[keep], found, trust)
-        return _ordered(_without_parts(_inside(faces, height, width)))
+        return _ordered(self._merged(found, trust, height, width))
 
-    def _at(self, frames: Tensor, size: tuple[int, int]) -> tuple[Faces, Tensor]:
+    def _merged(self, found: Faces, trust: Tensor, height: int, width: int) -> Faces:
+        """One row for each face, from all candidates ``found`` and the ``trust (M,)`` in them."""
+        keep = batched_nms(found.box, found.score, found.frame, self.overlap)
+        return _without_parts(_inside(_averaged(found[keep], found, trust), height, width))
+
+    def _at(self, frames: Tensor, size: tuple[int, int], *, tile: int = 0) -> tuple[Faces, Tensor]:
         """Candidates at one working resolution (h, w), in frame pixels, and `_trust` in each."""
         device = next(self.model.parameters()).device
         pixels = _CPU_PIXELS if device.type == "cpu" else _CUDA_PIXELS
-        chunk = max(1, pixels // (size[0] * size[1]))
+        tile = tile or max(size)
+        chunk = max(1, pixels // (min(size[0], tile) * min(size[1], tile)))
         tables = [Faces.empty(frames.device)]
         trusts = [torch.zeros(0, device=frames.device)]
+        factor = torch.tensor([frames.shape[3] / size[1], frames.shape[2] / size[0]])
         for start in range(0, len(frames), chunk):
             small = _resized(frames[start : start + chunk].to(device), size)
-            faces = self._find(small).to(frames.device)
-            trusts.append(_trust(faces))
-            scale = faces.box.new_tensor([frames.shape[3] / size[1], frames.shape[2] / size[0]])
-            box = (faces.box.view(-1, 2, 2) * scale - 0.5).view(-1, 4)
-            points = faces.points * scale - 0.5
-            tables.append(Faces(faces.frame + start, box, points, faces.score))
+            for y, x in itertools.product(_starts(size[0], tile), _starts(size[1], tile)):
+                part = small[:, :, y : y + tile, x : x + tile]
+                faces = self._find(part).to(frames.device)
+                trusts.append(_trust(faces))
+                scale, corner = factor.to(faces.box), faces.box.new_tensor([x, y])
+                box = ((faces.box.view(-1, 2, 2) + corner) * scale - 0.5).view(-1, 4)
+                points = (faces.points + corner) * scale - 0.5
+                tables.append(Faces(faces.frame + start, box, points, faces.score))
         return Faces.cat(tables), torch.cat(trusts)
 
     def _find(self, frames: Tensor) -> Faces:
@@ -266,6 +285,26 @@ def _shrunk(height: int, width: int, side: int) -> tuple[int, int]:
     """Size (h, w) with the longer side at most `side`, same aspect."""
     scale = min(1.0, side / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _starts(length: int, tile: int) -> list[int]:
+    """Where tiles begin that cover ``length`` px, evenly, with `_OVERLAP` at least."""
+    if length <= tile:
+        return [0]
+    count = -(-(length - _OVERLAP) // (tile - _OVERLAP))
+    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+
+
+def _beside(faces: Faces, known: Faces, share: float = 0.75) -> Faces:
+    """Those of ``faces`` that are neither a known face of their frame nor a part of one."""
+    if not len(known):
+        return faces
+    same = faces.frame[:, None] == known.frame[None]
+    corner = torch.maximum(faces.box[:, None, :2], known.box[None, :, :2])
+    side = (torch.minimum(faces.box[:, None, 2:], known.box[None, :, 2:]) - corner).clamp_min(0)
+    inside = side.prod(2) > share * box_area(faces.box)[:, None]  # (N, K)
+    again = box_iou(faces.box, known.box) > _SAME_FACE
+    return faces[~((inside | again) & same).any(1)]
 
 
 def _resized(

@@ -48,6 +48,11 @@ class Selection:
         """Whether embeddings of the target's faces are needed at all."""
         return self.references is not None
 
+    @property
+    def needs_everyone(self) -> bool:
+        """Whether small faces beside larger ones matter."""
+        return self.all_faces or self.face is not None or self.references is not None
+
     def __call__(self, faces: Faces, embedding: Tensor | None) -> Tensor:
         """The assignment ``(N,) int64``."""
         if self.references is not None:
