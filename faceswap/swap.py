@@ -40,8 +40,9 @@ from faceswap.models.iresnet import IResNet
 from faceswap.ops.blend import paint
 from faceswap.ops.color import color_statistics, transfer_color
 from faceswap.ops.geometry import TEMPLATES, Alignment, align
-from faceswap.ops.guide import ShapeModel, make_guide
+from faceswap.ops.guide import make_guide
 from faceswap.ops.mask import Response, adaptive_mask, ghost_mask
+from faceswap.ops.shape import ShapeModel
 from faceswap.ops.topology import MESH_POINTS, covering, five_points
 from faceswap.restore import FaceRestorer, load_restorer
 from faceswap.types import Faces, Identities, SwapResult

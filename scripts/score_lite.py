@@ -34,7 +34,7 @@ from faceswap.models import load_model
 from faceswap.models.guided import GuidedAEINet
 from faceswap.models.mesh import MARGIN, TEMPLATE
 from faceswap.ops.geometry import align
-from faceswap.ops.guide import ShapeModel
+from faceswap.ops.shape import ShapeModel
 from faceswap.ops.topology import five_points
 from faceswap.train.data import Crops, cut, load_crops
 from faceswap.train.label import (

@@ -24,7 +24,7 @@ from faceswap.evaluate import measures, pixels
 from faceswap.evaluate.values import view
 from faceswap.models.guided import GuidedAEINet
 from faceswap.ops.geometry import align
-from faceswap.ops.guide import ShapeModel
+from faceswap.ops.shape import ShapeModel
 from faceswap.ops.topology import five_points
 from faceswap.swap import SOURCE_SIDE, Swapper
 from faceswap.train.data import Crops

@@ -31,7 +31,7 @@ from faceswap.evaluate.report import as_text
 from faceswap.evaluate.run import make_with_pack, run_evaluation
 from faceswap.evaluate.seen import look
 from faceswap.media.image import read_image, write_image
-from faceswap.ops.guide import ShapeModel
+from faceswap.ops.shape import ShapeModel
 from faceswap.ops.topology import FACE_OVAL, INNER_LIPS
 from faceswap.types import Faces
 

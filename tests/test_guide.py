@@ -7,16 +7,11 @@ import math
 import pytest
 import torch
 
-from faceswap.ops.guide import (
-    ShapeModel,
-    dots,
-    fit_pose,
-    fit_shape_model,
-    lowpass,
-    make_guide,
-    signed_distance,
-    thin_plate_grid,
-)
+from faceswap.ops.draw import dots, signed_distance
+from faceswap.ops.guide import make_guide
+from faceswap.ops.shape import ShapeModel, fit_pose, fit_shape_model
+from faceswap.ops.smooth import average
+from faceswap.ops.spline import thin_plate_grid
 from faceswap.ops.topology import FACE, INNER_LIPS, five_points
 
 POINTS = 478
@@ -139,15 +134,25 @@ def test_signed_distance_of_a_square() -> None:
     assert distance[24, 23] == pytest.approx(-5.0, abs=1e-4)  # 3-4-5 from the corner
 
 
-def test_lowpass_keeps_a_constant_and_ignores_what_does_not_count() -> None:
+def test_average_keeps_a_constant_and_ignores_what_does_not_count() -> None:
     image = torch.full((1, 3, 64, 64), 0.25)
     image[..., 32:] = 0.9
     weight = torch.ones(1, 1, 64, 64)
     weight[..., 32:] = 0
-    smooth = lowpass(image, weight, sigma=0.05)
+    smooth = average(image, weight, sigma=0.05)
     torch.testing.assert_close(
         smooth[..., :24], torch.full((1, 3, 64, 24), 0.25), atol=2e-3, rtol=0
     )
+
+
+def test_average_falls_back_on_the_prior_where_nothing_counts() -> None:
+    image = torch.full((1, 1, 64, 64), 0.25)
+    weight = torch.zeros(1, 1, 64, 64)
+    weight[..., :8] = 1
+    prior = torch.full((1, 1, 1, 1), 0.7)
+    smooth = average(image, weight, sigma=0.05, prior=prior, trust=0.01)
+    assert smooth[0, 0, 32, 2] == pytest.approx(0.25, abs=0.01)
+    assert smooth[0, 0, 32, 60] == pytest.approx(0.7, abs=1e-4)
 
 
 def test_a_dot_lies_where_its_point_is_and_none_outside() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from faceswap.evaluate import intervals, measures, pixels, temporal
-from faceswap.ops.guide import ShapeModel
+from faceswap.ops.shape import ShapeModel
 from faceswap.ops.topology import FACE_OVAL
 
 

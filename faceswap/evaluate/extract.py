@@ -40,7 +40,7 @@ from faceswap.faces.detect import CenterFaceDetector, detect_any_rotation
 from faceswap.faces.identity import IdentityEncoder
 from faceswap.models import load_model
 from faceswap.ops.geometry import Alignment, align
-from faceswap.ops.guide import ShapeModel
+from faceswap.ops.shape import ShapeModel
 from faceswap.types import Faces
 
 SIZES = {"identity": 112, "cosface": 112, "hopenet": 224, "ringnet": 224, "eyes": 256}

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from faceswap.ops.guide import ShapeModel, fit_pose
+from faceswap.ops.shape import ShapeModel, fit_pose
 from faceswap.ops.topology import (
     BROW_LEFT,
     BROW_RIGHT,

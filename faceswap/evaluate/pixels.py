@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from kornia.color import rgb_to_lab
 from torch import Tensor
 
-from faceswap.ops.guide import signed_distance
+from faceswap.ops.draw import signed_distance
 from faceswap.ops.topology import FACE_OVAL
 
 VIEW = 192  # side of the crops that pixels are measured in

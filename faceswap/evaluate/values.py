@@ -12,7 +12,7 @@ from faceswap.evaluate import measures, pixels, temporal
 from faceswap.evaluate.seen import Seen
 from faceswap.evaluate.table import FAILURE
 from faceswap.ops.geometry import Alignment, align
-from faceswap.ops.guide import ShapeModel
+from faceswap.ops.shape import ShapeModel
 from faceswap.ops.topology import five_points
 
 NO_TARGET = "no face in the target"

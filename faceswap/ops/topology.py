@@ -42,6 +42,16 @@ JAW = FACE_OVAL[7:30]
 # they are the 1st, 10th and 6th of 17 evenly spaced points; these are the nearest along the mean
 # face's contour (at 0.0, 9.7 and 4.7 of 16 steps, against 0, 9 and 5).
 JAW_WIDTH_LEFT, JAW_WIDTH_RIGHT = (127, 136, 132), (356, 365, 361)
+# Skin that tells a face's colour: cheeks and the nose's back, away from beard and fringe.
+CHEEKS = (
+    50, 101, 36, 205, 123, 117, 118, 119, 100, 142, 207, 187,
+    280, 330, 266, 425, 352, 346, 347, 348, 329, 371, 427, 411,
+    4, 5, 195, 197, 6, 1, 45, 275, 51, 281,
+)  # fmt: skip
+# From the brows' tops up to the hairline.
+UPPER_FOREHEAD = (
+    54, 103, 67, 109, 10, 338, 297, 332, 284, 300, 293, 334, 296, 336, 107, 66, 105, 63, 70,
+)  # fmt: skip
 IRIS_LEFT = (468, 469, 470, 471, 472)
 IRIS_RIGHT = (473, 474, 475, 476, 477)
 

@@ -13,7 +13,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ import yaml
 from torch import nn
 
 from faceswap.errors import ConfigError, FaceSwapError, WeightError
+from faceswap.models import DTYPES
 from faceswap.train.feed import Share, Wait, step_seed
 from faceswap.train.parallel import ALONE, Group
 from faceswap.train.record import Record
@@ -76,6 +77,12 @@ class Schedule:
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         return self.lr * (self.final + (1 - self.final) * cosine)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Networks run in a precision ("fp32", "bf16", "fp16") inside."""
+    dtype = DTYPES[precision]
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def check_finite(terms: dict[str, torch.Tensor]) -> None:

@@ -21,7 +21,7 @@ from faceswap.ops.geometry import align
 from faceswap.train.config import TrainConfig
 from faceswap.train.data import Crops, cut, jitter_color, jitter_matrix, map_points
 from faceswap.train.degrade import degrade
-from faceswap.train.loop import Task, check_finite
+from faceswap.train.loop import Task, autocast, check_finite
 
 
 def mirror_order(mesh: Tensor) -> Tensor:
@@ -138,7 +138,9 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     def step(_index: int, generator: torch.Generator) -> dict[str, float]:
         views, target, present = batch(generator)
         net.train()
-        points, presence = net(views.contiguous(memory_format=torch.channels_last))
+        with autocast(config.precision, device):
+            points, presence = net(views.contiguous(memory_format=torch.channels_last))
+        points, presence = points.float(), presence.float()
         loss, error = mesh_loss(points[present], target[present], weight)
         exists = F.binary_cross_entropy_with_logits(presence, present.float())
         total = loss + 0.02 * exists

@@ -18,11 +18,13 @@ from faceswap.errors import ConfigError
 from faceswap.models import save_model
 from faceswap.models.guided import GuidedAEINet
 from faceswap.ops.geometry import align
-from faceswap.ops.guide import ShapeModel, fit_shape_model, make_guide
+from faceswap.ops.guide import make_guide
+from faceswap.ops.shape import ShapeModel, fit_shape_model
 from faceswap.ops.topology import five_points
 from faceswap.train.config import TrainConfig
 from faceswap.train.data import Crops, cut, jitter_color, jitter_matrix, map_points
-from faceswap.train.loop import Task, check_finite
+from faceswap.train.label import load_recogniser
+from faceswap.train.loop import Task, autocast, check_finite
 from faceswap.train.losses import (
     gradient_loss,
     hinge_discriminator,
@@ -38,6 +40,7 @@ from faceswap.train.preview import save_sheet
 from faceswap.types import Guide
 
 TEMPLATE = "ghost_frontal"
+DEFAULT_JUDGE = "lite-identity"  # of identity: cheap, and the evaluation's encoders stay apart
 WEIGHTS = {
     "rec": 8.0,
     "gradient": 4.0,
@@ -96,21 +99,6 @@ class Pairs:
         return both[:, 0], both[:, 1]
 
 
-def load_teacher(config: TrainConfig, role: str, device: torch.device) -> nn.Module:
-    """A frozen TorchScript network named in the configuration.
-
-    Raises:
-        ConfigError: no such role in ``teachers``, or no such file.
-    """
-    path = Path(config.teachers.get(role, ""))
-    if not path.is_file():
-        raise ConfigError(f"teachers.{role}: no TorchScript file {path}; name one")
-    teacher: nn.Module = torch.jit.load(str(path), map_location=device)
-    for parameter in teacher.parameters():
-        parameter.requires_grad_(False)
-    return teacher.eval()
-
-
 def _to_recogniser(images: Tensor, shape: Tensor, size: int) -> Tensor:
     """Crops as a recogniser expects them, cut out of swapped crops by their own mesh."""
     matrix = align(five_points(shape), size, template="arcface").matrix
@@ -142,9 +130,10 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
             f"{config.data}: no identity embeddings; make it again with faceswap prepare"
         )
     embeddings = data.embedding
-    net = GuidedAEINet(**config.model).to(device)
-    critic = PatchDiscriminator().to(device)
-    teacher = load_teacher(config, "identity", device)
+    net = GuidedAEINet(**config.model).to(device, memory_format=torch.channels_last)
+    critic = PatchDiscriminator().to(device, memory_format=torch.channels_last)
+    judge = load_recogniser(config.teachers.get("identity", DEFAULT_JUDGE), device)
+    teacher, teacher_size = judge.model, judge.size
     weight = {**WEIGHTS, **config.losses}
     rows = torch.nonzero(~data.held_back)[:, 0]
     held = torch.nonzero(data.held_back)[:, 0]
@@ -188,14 +177,14 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         embedding = embeddings[source].to(device)
         return _Batch(xt, mt, guide, shape, embedding, _to_recogniser(xs, ms, teacher_size))
 
-    teacher_size = 112
     # Recogniser crops of strangers only: same-person pairs have pixels to follow.
 
     def step(index: int, generator: torch.Generator) -> dict[str, float]:
         batch = draw(*pairs.draw(config.batch_size, generator), 1.0, generator)
         half = config.batch_size // 2
         net.train()
-        swapped = net(batch.target, batch.embedding, batch.guide)
+        with autocast(config.precision, device):
+            swapped = net(batch.target, batch.embedding, batch.guide).float()
         region = batch.guide.region
         terms = {
             "rec": masked_l1(swapped[:half], batch.target[:half], region[:half]),
@@ -203,21 +192,21 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
             "tone": tone_loss(swapped[half:], batch.guide.base[half:], region[half:], cells=16),
         }
         if weight["identity"]:
-            with torch.no_grad():
-                wanted = teacher(batch.source[half:])
+            theirs = _to_recogniser(batch.target[half:], batch.mesh[half:], teacher_size)
+            with torch.no_grad(), autocast(config.precision, device):
+                wanted, unwanted = teacher(torch.cat([batch.source[half:], theirs])).chunk(2)
             seen = _to_recogniser(swapped[half:], batch.shape[half:], teacher_size)
-            found = teacher(seen)
-            terms["identity"] = identity_loss(found, wanted)
-            if weight["leak"]:
-                with torch.no_grad():
-                    view = _to_recogniser(batch.target[half:], batch.mesh[half:], teacher_size)
-                    unwanted = teacher(view)
-                terms["leak"] = leak_loss(found, unwanted)
+            with autocast(config.precision, device):
+                found = teacher(seen)
+            terms["identity"] = identity_loss(found.float(), wanted.float())
+            terms["leak"] = leak_loss(found.float(), unwanted.float())
         late = index >= weight.get("adversarial_from", 0)
         if weight["adversarial"] and late:
             for parameter in critic.parameters():
                 parameter.requires_grad_(False)
-            terms["adversarial"] = hinge_generator([critic(swapped)])
+            with autocast(config.precision, device):
+                judged = critic(swapped)
+            terms["adversarial"] = hinge_generator([judged.float()])
         check_finite(terms)
         total = torch.stack([weight[name] * value for name, value in terms.items()]).sum()
         optimizers["swapper"].zero_grad()
@@ -227,9 +216,9 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         if weight["adversarial"] and late:
             for parameter in critic.parameters():
                 parameter.requires_grad_(True)
-            terms["critic"] = hinge_discriminator(
-                [critic(batch.target)], [critic(swapped.detach())]
-            )
+            with autocast(config.precision, device):
+                real, fake = critic(torch.cat([batch.target, swapped.detach()])).float().chunk(2)
+            terms["critic"] = hinge_discriminator([real], [fake])
             optimizers["critic"].zero_grad()
             terms["critic"].backward()
             optimizers["critic"].step()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from faceswap.errors import ConfigError
-from faceswap.models import DTYPES, build, save_model
+from faceswap.models import build, save_model
 from faceswap.models.aei import AEINet
 from faceswap.ops.geometry import align
 from faceswap.ops.mask import adaptive_mask
@@ -20,6 +20,7 @@ from faceswap.train.config import SwapRunConfig
 from faceswap.train.data import Crops, map_points
 from faceswap.train.feed import Feed
 from faceswap.train.judges import IdentityJudge, mean_embedding
+from faceswap.train.loop import autocast
 from faceswap.train.pairs import TEMPLATE, Draw, PairSampler
 from faceswap.train.parallel import Group, share_norms
 from faceswap.train.preview import save_sheet
@@ -52,8 +53,7 @@ class Gradients:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Networks run in the configured precision inside."""
-        dtype = DTYPES[self.config.precision]
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+        return autocast(self.config.precision, self.device)
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of one part of a batch, added up to those of the whole."""

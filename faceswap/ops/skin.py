@@ -1,0 +1,115 @@
+"""Which pixels of an aligned face are bare skin, and which are hair that hangs into it.
+
+A face tells its own skin colour: robust statistics over the cheeks and the nose (median and median
+deviation of brightness and two colour differences). What is far from it on the forehead, at the
+temples or beside the cheeks is hair, a hat, a band; brows, eyes and lips are told by the mesh.
+Everything is worked out on a grid of 64, which is fine enough for fields that are smooth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from faceswap.ops.draw import signed_distance
+from faceswap.ops.smooth import gaussian, resized
+from faceswap.ops.topology import (
+    BROW_LEFT,
+    BROW_RIGHT,
+    CHEEKS,
+    EYE_LEFT,
+    EYE_RIGHT,
+    FACE_OVAL,
+    OUTER_LIPS,
+    UPPER_FOREHEAD,
+)
+
+GRID = 64  # side everything here works at
+# Deviations of skin that are never taken for smaller: brightness, red - green, blue - green.
+_FLOOR = (0.07, 0.025, 0.025)
+_SURE, _FAR = 2.0, 3.5  # deviations at which a pixel is still, and is no longer, skin
+_SHADOW = (0.5, 1.0, 1.0)  # factor on the deviations where shadow is no reason to leave skin out
+_TOP, _NOSE, _CHIN = 10, 4, 152
+
+
+@dataclass(frozen=True, slots=True)
+class Skin:
+    """Maps of N faces, each ``(N, 1, GRID, GRID)`` in [0, 1]."""
+
+    bare: Tensor  # skin between the features, inside the face, lit or in shadow
+    hair: Tensor  # what hangs into forehead, temples and cheeks
+
+
+def find_skin(
+    images: Tensor,  # (N, 3, S, S) float in [0, 1], aligned crops
+    mesh: Tensor,  # (N, 478, 2 or 3) float32, crop px
+) -> Skin:
+    """Bare skin and hair of faces."""
+    small = resized(images, GRID)
+    points = (mesh[..., :2] + 0.5) * (GRID / images.shape[-1]) - 0.5
+    unit = GRID / 128
+    oval = signed_distance(points[:, list(FACE_OVAL)], GRID)
+    inside = (oval / (2 * unit) + 0.5).clamp(0, 1)
+    off = _strangeness(small, points)
+    likely, lenient = _likely(off), _likely(off * off.new_tensor(_SHADOW).view(1, 3, 1, 1))
+    features = _features(points, unit)
+    # Strands are thinner than a cell: what is beside hair counts as hair too.
+    unlike = F.max_pool2d(gaussian(1 - likely, 0.6), 3, 1, 1)
+    hair = gaussian((1.5 * unlike).clamp(0, 1) * _zone(points, oval, unit), 0.6)
+    return Skin(inside * lenient * (1 - features), hair * inside)
+
+
+def _strangeness(small: Tensor, points: Tensor) -> Tensor:
+    """Deviations of each pixel's tones from the skin of cheeks and nose, ``(N, 3, 64, 64)``."""
+    at = points[:, list(CHEEKS)] * (2 / (GRID - 1)) - 1
+    tones = _tones(small)
+    seen = F.grid_sample(tones, at[:, None], align_corners=True, padding_mode="border")[:, :, 0]
+    middle = seen.median(2, keepdim=True).values
+    spread = 1.5 * (seen - middle).abs().median(2, keepdim=True).values
+    spread = spread.maximum(spread.new_tensor(_FLOOR).view(1, 3, 1))
+    off = (tones - middle[..., None]) / spread[..., None]
+    # A highlight is skin; it is brighter, not of another colour.
+    return torch.cat([torch.where(off[:, :1] > 0, 0.5 * off[:, :1], off[:, :1]), off[:, 1:]], 1)
+
+
+def _likely(off: Tensor) -> Tensor:
+    far = off.square().sum(1, keepdim=True).sqrt()
+    return 1 - ((far - _SURE) / (_FAR - _SURE)).clamp(0, 1)
+
+
+def _tones(images: Tensor) -> Tensor:
+    red, green, blue = images.unbind(1)
+    light = 0.299 * red + 0.587 * green + 0.114 * blue
+    scale = 0.5 / (light + 0.15)  # colour differences grow with the light
+    return torch.stack([light, (red - green) * scale, (blue - green) * scale], 1)
+
+
+def _features(points: Tensor, unit: float) -> Tensor:
+    """Brows, eyes and lips with a little around them."""
+    n = len(points)
+    pairs = []
+    for left, right, room in ((EYE_LEFT, EYE_RIGHT, 3.0), (BROW_LEFT, BROW_RIGHT, 2.5)):
+        both = torch.cat([points[:, list(left)], points[:, list(right)]])
+        distance = signed_distance(both, GRID).view(2, n, 1, GRID, GRID).amax(0)
+        pairs.append(distance / unit + room)
+    pairs.append(signed_distance(points[:, list(OUTER_LIPS)], GRID) / unit + 2.0)
+    return torch.stack(pairs).amax(0).div(2).clamp(0, 1)
+
+
+def _zone(points: Tensor, oval: Tensor, unit: float) -> Tensor:
+    """Where hair may be expected: above the brows, and along the oval above the nose's tip."""
+    forehead = signed_distance(points[:, list(UPPER_FOREHEAD)], GRID)
+    above = ((forehead / unit - 0.5) / 2.5).clamp(0, 1)
+    up = points[:, _TOP] - points[:, _CHIN]
+    length = up.norm(dim=1, keepdim=True)
+    axis = torch.arange(GRID, dtype=torch.float32, device=points.device)
+    ys, xs = torch.meshgrid(axis, axis, indexing="ij")
+    tip = points[:, _NOSE]
+    x, y = (xs[None] - tip[:, :1, None]), (ys[None] - tip[:, 1:, None])
+    direction = up / length.square()
+    height = (x * direction[:, :1, None] + y * direction[:, 1:, None])[:, None]
+    rim = (1 - (oval / unit - 5.0) / 5.0).clamp(0, 1) * (height / 0.08 + 0.5).clamp(0, 1)
+    return torch.maximum(above, rim)

@@ -1,0 +1,95 @@
+"""Skin and hair of a drawn face, whose mesh is the mean of real ones."""
+
+from __future__ import annotations
+
+import torch
+
+from faceswap.models import load_model
+from faceswap.ops.draw import signed_distance
+from faceswap.ops.guide import make_guide
+from faceswap.ops.shape import ShapeModel
+from faceswap.ops.skin import GRID, find_skin
+from faceswap.ops.topology import EYE_LEFT, FACE_OVAL
+
+SIDE = 128
+SKIN = torch.tensor([0.75, 0.55, 0.45])
+HAIR = torch.tensor([0.15, 0.1, 0.08])
+
+
+def mean_face() -> torch.Tensor:
+    """The shape model's mean, upright in a crop of 128, ``(1, 478, 3)``."""
+    mean = load_model("lite-swapper").shape_mean
+    assert isinstance(mean, torch.Tensor)
+    return (mean * 34 + 66)[None]
+
+
+def drawing(mesh: torch.Tensor, *, fringe: bool, light: float = 1.0) -> torch.Tensor:
+    """An oval of skin with dark eyes on grey, with or without hair down to over the brows."""
+    oval = signed_distance(mesh[:, list(FACE_OVAL), :2], SIDE)[0, 0] > 0
+    picture = torch.full((3, SIDE, SIDE), 0.5)
+    picture[:, oval] = SKIN[:, None] * light
+    eye = signed_distance(mesh[:, list(EYE_LEFT), :2], SIDE)[0, 0] > 0
+    picture[:, eye] = 0.1
+    if fringe:
+        brows = int(mesh[0, [105, 334], 1].min()) - 4
+        hair = oval.clone()
+        hair[brows:] = False
+        picture[:, hair] = HAIR[:, None]
+    return picture[None]
+
+
+def at(field: torch.Tensor, mesh: torch.Tensor, point: int) -> float:
+    x, y = ((mesh[0, point, :2] + 0.5) * GRID / SIDE - 0.5).round().long().tolist()
+    return float(field[0, 0, y, x])
+
+
+def test_a_fringe_is_hair_and_cheeks_are_bare_skin() -> None:
+    mesh = mean_face()
+    skin = find_skin(drawing(mesh, fringe=True), mesh)
+    for forehead in (151, 108, 337):
+        assert at(skin.hair, mesh, forehead) > 0.8
+        assert at(skin.bare, mesh, forehead) < 0.2
+    for cheek in (50, 280, 4):
+        assert at(skin.hair, mesh, cheek) < 0.05
+        assert at(skin.bare, mesh, cheek) > 0.9
+    assert at(skin.bare, mesh, 468) < 0.1  # an iris
+    assert float(skin.bare[0, 0, 1].max()) == 0  # outside the face
+
+
+def test_without_a_fringe_the_forehead_is_skin() -> None:
+    mesh = mean_face()
+    skin = find_skin(drawing(mesh, fringe=False), mesh)
+    assert at(skin.hair, mesh, 151) < 0.1
+    assert at(skin.bare, mesh, 151) > 0.9
+
+
+def _guides(source: torch.Tensor, target: torch.Tensor, mesh: torch.Tensor):
+    net = load_model("lite-swapper")
+    model = ShapeModel(net.shape_mean, net.shape_basis, net.shape_expression)
+    return make_guide(model, source, mesh, target, mesh)[0]
+
+
+def test_the_sources_fringe_does_not_come_along() -> None:
+    mesh = mean_face()
+    source, target = drawing(mesh, fringe=True), drawing(mesh, fringe=False)
+    guide = _guides(source, target, mesh)
+    x, y = mesh[0, 151, :2].round().long().tolist()
+    assert float((guide.image[0, :, y, x] - SKIN).abs().max()) < 0.08
+    assert float(guide.region[0, 0, y, x]) > 0.5  # the outline passes just above
+
+
+def test_the_targets_fringe_stays() -> None:
+    mesh = mean_face()
+    source, target = drawing(mesh, fringe=False), drawing(mesh, fringe=True)
+    guide = _guides(source, target, mesh)
+    x, y = mesh[0, 151, :2].round().long().tolist()
+    assert float(guide.region[0, 0, y, x]) < 0.2
+
+
+def test_the_face_takes_the_targets_light() -> None:
+    mesh = mean_face()
+    source, target = drawing(mesh, fringe=False, light=0.6), drawing(mesh, fringe=False)
+    guide = _guides(source, target, mesh)
+    for cheek in (50, 280):
+        x, y = mesh[0, cheek, :2].round().long().tolist()
+        assert float((guide.image[0, :, y, x] - SKIN).abs().max()) < 0.05
