@@ -85,5 +85,5 @@ def prepared(folder: Path, *, people: int = 4, photos: int = 2) -> Path:
 def encoder(path: Path) -> Path:
     """A small untrained identity encoder: random projections tell the drawings apart."""
     torch.manual_seed(0)
-    args = {"widths": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "embedding_size": 16}
+    args = {"widths": [8, 8, 16], "depths": [1, 1, 1], "embedding_size": 16}
     return save_model(path, IdentityNet(**args), "identity", args)

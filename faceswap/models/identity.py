@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class _Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Two 3x3 convolutions (the first with the stride), with a projected shortcut if needed."""
 
     def __init__(self, cin: int, cout: int, stride: int) -> None:
@@ -35,6 +35,7 @@ class _Block(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(N, cin, H, W)`` -> ``(N, cout, H / stride, W / stride)``."""
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
@@ -68,7 +69,7 @@ class IdentityNet(nn.Module):
         layers: list[nn.Module] = []
         for level, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             for index in range(depth):
-                layers.append(_Block(channels, width, 2 if index == 0 and level > 0 else 1))
+                layers.append(ResidualBlock(channels, width, 2 if index == 0 and level > 0 else 1))
                 channels = width
         self.encoder = nn.Sequential(*layers)
         side = size // 2 ** (len(widths) + 1)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from faceswap.ops.draw import signed_distance
+from faceswap.ops.draw import outline_distance
 from faceswap.ops.smooth import gaussian, resized
 from faceswap.ops.topology import (
     BROW_LEFT,
@@ -51,7 +51,7 @@ def find_skin(
     small = resized(images, GRID)
     points = (mesh[..., :2] + 0.5) * (GRID / images.shape[-1]) - 0.5
     unit = GRID / 128
-    oval = signed_distance(points[:, list(FACE_OVAL)], GRID)
+    oval = _distance(points[:, list(FACE_OVAL)])
     inside = (oval / (2 * unit) + 0.5).clamp(0, 1)
     off = _strangeness(small, points)
     likely, lenient = _likely(off), _likely(off * off.new_tensor(_SHADOW).view(1, 3, 1, 1))
@@ -60,6 +60,10 @@ def find_skin(
     unlike = F.max_pool2d(gaussian(1 - likely, 0.6), 3, 1, 1)
     hair = gaussian((1.5 * unlike).clamp(0, 1) * _zone(points, oval, unit), 0.6)
     return Skin(inside * lenient * (1 - features), hair * inside)
+
+
+def _distance(polygon: Tensor) -> Tensor:
+    return outline_distance(polygon, GRID // 2, GRID)
 
 
 def _strangeness(small: Tensor, points: Tensor) -> Tensor:
@@ -93,15 +97,15 @@ def _features(points: Tensor, unit: float) -> Tensor:
     pairs = []
     for left, right, room in ((EYE_LEFT, EYE_RIGHT, 3.0), (BROW_LEFT, BROW_RIGHT, 2.5)):
         both = torch.cat([points[:, list(left)], points[:, list(right)]])
-        distance = signed_distance(both, GRID).view(2, n, 1, GRID, GRID).amax(0)
+        distance = _distance(both).view(2, n, 1, GRID, GRID).amax(0)
         pairs.append(distance / unit + room)
-    pairs.append(signed_distance(points[:, list(OUTER_LIPS)], GRID) / unit + 2.0)
+    pairs.append(_distance(points[:, list(OUTER_LIPS)]) / unit + 2.0)
     return torch.stack(pairs).amax(0).div(2).clamp(0, 1)
 
 
 def _zone(points: Tensor, oval: Tensor, unit: float) -> Tensor:
     """Where hair may be expected: above the brows, and along the oval above the nose's tip."""
-    forehead = signed_distance(points[:, list(UPPER_FOREHEAD)], GRID)
+    forehead = _distance(points[:, list(UPPER_FOREHEAD)])
     above = ((forehead / unit - 0.5) / 2.5).clamp(0, 1)
     up = points[:, _TOP] - points[:, _CHIN]
     length = up.norm(dim=1, keepdim=True)

@@ -108,7 +108,7 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         {"params": body},
         {"params": head, "lr_scale": 0.03, "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.02)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.02, fused=True)
 
     def batch(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         n = config.batch_size
