@@ -28,6 +28,7 @@ from faceswap.types import Guide
 
 _LIGHT = 0.14  # fraction of the side, sigma of what counts as light
 _NEAR = 0.06  # of the skin that hair is replaced by, and of the seam
+_BROW_ROOM = 7.0  # px of 128, see `find_skin`
 _CANVAS = 0.045  # of the target that shows where the source has nothing to show
 
 
@@ -57,7 +58,10 @@ def make_guide(
     lips = outline_distance(shape[:, list(INNER_LIPS), :2], size // 2, size)
     mouth = (lips / unit - 0.3).clamp(0, 1)  # nothing where the lips are closed
 
-    own, theirs = find_skin(source, source_mesh), find_skin(target, target_mesh)
+    # Hair of the source that is taken for brow would come along; a brow of the target that is taken
+    # for hair would stay: each is given the room that errs on the good side.
+    own = find_skin(source, source_mesh)
+    theirs = find_skin(target, target_mesh, brow_room=_BROW_ROOM)
     there = _warp(torch.cat([own.bare, own.hair], 1), grid)
     bare, hair = resized(there[:, :1], GRID) * resized(shown, GRID), there[:, 1:]
     small = resized(target, GRID)

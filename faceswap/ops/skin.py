@@ -46,6 +46,8 @@ class Skin:
 def find_skin(
     images: Tensor,  # (N, 3, S, S) float in [0, 1], aligned crops
     mesh: Tensor,  # (N, 478, 2 or 3) float32, crop px
+    *,
+    brow_room: float = 0.5,  # px of 128 above the brows' points that may still be brow, not hair
 ) -> Skin:
     """Bare skin and hair of faces."""
     small = resized(images, GRID)
@@ -58,7 +60,7 @@ def find_skin(
     features = _features(points, unit)
     # Strands are thinner than a cell: what is beside hair counts as hair too.
     unlike = F.max_pool2d(gaussian(1 - likely, 0.6), 3, 1, 1)
-    hair = gaussian((1.5 * unlike).clamp(0, 1) * _zone(points, oval, unit), 0.6)
+    hair = gaussian((1.5 * unlike).clamp(0, 1) * _zone(points, oval, unit, brow_room), 0.6)
     return Skin(inside * lenient * (1 - features), hair * inside)
 
 
@@ -103,10 +105,10 @@ def _features(points: Tensor, unit: float) -> Tensor:
     return torch.stack(pairs).amax(0).div(2).clamp(0, 1)
 
 
-def _zone(points: Tensor, oval: Tensor, unit: float) -> Tensor:
+def _zone(points: Tensor, oval: Tensor, unit: float, brow_room: float) -> Tensor:
     """Where hair may be expected: above the brows, and along the oval above the nose's tip."""
     forehead = _distance(points[:, list(UPPER_FOREHEAD)])
-    above = ((forehead / unit - 0.5) / 2.5).clamp(0, 1)
+    above = ((forehead / unit - brow_room) / 2.5).clamp(0, 1)
     up = points[:, _TOP] - points[:, _CHIN]
     length = up.norm(dim=1, keepdim=True)
     axis = torch.arange(GRID, dtype=torch.float32, device=points.device)
