@@ -13,8 +13,8 @@ from faceswap.train.export import export, exportable, find_weights
 ARGS = {
     "aei": {"size": 32, "width": 0.125, "num_blocks": 2, "embedding_size": 16},
     "aei_guided": {"widths": (8, 8, 16, 16, 16), "embedding_size": 16, "shape_rank": 4},
-    "identity": {"widths": (8, 8, 16, 16), "depths": (1, 1, 1, 1), "embedding_size": 16},
-    "mesh": {"widths": (8,) * 5, "depths": (1,) * 5, "rank": 8, "size": 64},
+    "identity": {"widths": (8, 8, 16), "depths": (1, 1, 1), "embedding_size": 16},
+    "mesh": {"widths": (8,) * 4, "depths": (1,) * 4, "rank": 8, "size": 64},
 }
 
 

@@ -71,11 +71,11 @@ def test_gradient_reaches_every_weight() -> None:
 
 
 def test_mesh_and_identity_shapes_and_round_trip(tmp_path) -> None:
-    mesh = MeshNet(widths=(8, 8, 8, 8, 8), depths=(1, 1, 1, 1, 1), rank=8, size=64).eval()
+    mesh = MeshNet(widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), rank=8, size=64).eval()
     points, presence = mesh(torch.rand(3, 3, 64, 64))
     assert points.shape == (3, 478, 3)
     assert presence.shape == (3,)
-    args = {"widths": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "embedding_size": 12, "size": 64}
+    args = {"widths": [8, 8, 8], "depths": [1, 1, 1], "embedding_size": 12, "size": 64}
     encoder = IdentityNet(**args).eval()
     crop = torch.rand(2, 3, 64, 64)
     save_model(tmp_path / "e.safetensors", encoder, "identity", args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from faceswap.faces.identity import IdentityEncoder, similarity
 from faceswap.ops.geometry import TEMPLATES
+from faceswap.train.identity import ranking_loss
 from faceswap.types import Faces
 
 
@@ -112,3 +114,14 @@ def test_similarity_is_the_cosine_of_every_pair() -> None:
             assert table[i, j] == pytest.approx(float(expected), abs=1e-6)
     assert similarity(a, a).diagonal().tolist() == pytest.approx([1.0] * 4)
     assert similarity(torch.zeros(0, 7), b).shape == (0, 2)
+
+
+def test_ranking_loss_is_the_divergence_of_two_rankings() -> None:
+    gallery = torch.eye(2)
+    teacher, student = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])
+    # Teacher: cosines 1 and 0; student: both 0.7071, so one half each.
+    p = 1 / (1 + math.exp(-2.0))
+    wanted = p * math.log(p / 0.5) + (1 - p) * math.log((1 - p) / 0.5)
+    loss = ranking_loss(student, teacher, gallery, temperature=0.5)
+    assert float(loss) == pytest.approx(wanted, abs=1e-5)
+    assert float(ranking_loss(3 * teacher, teacher, gallery)) == pytest.approx(0, abs=1e-6)

@@ -64,7 +64,7 @@ def landmarks_106(frames: Tensor, faces: Faces) -> Tensor:
 
 def ghost(**settings: object) -> Swapper:
     torch.manual_seed(0)
-    encoder = IdentityNet(widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), embedding_size=512)
+    encoder = IdentityNet(widths=(8, 8, 8), depths=(1, 1, 1), embedding_size=512)
     generator = AEINet("unet", 2, size=64, width=0.125, embedding_size=512)
     return Swapper(
         SwapConfig.model_validate({"pack": "ghost-2", "device": "cpu", **settings}),

@@ -239,7 +239,7 @@ def test_views_match_their_points(home):
 
 
 def test_every_term_can_be_on(home, tmp_path, monkeypatch):
-    net = build("mesh", widths=(8, 8, 8, 8, 8), depths=(1, 1, 1, 1, 1), rank=8, size=64)
+    net = build("mesh", widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), rank=8, size=64)
     monkeypatch.setattr(judges, "load_model", lambda name, device: net.eval())
     names = AeiConfig().losses.model_dump()
     config = settings(

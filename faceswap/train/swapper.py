@@ -105,6 +105,11 @@ def _to_recogniser(images: Tensor, shape: Tensor, size: int) -> Tensor:
     return cut(images, matrix, size)
 
 
+def _lit(guide: Guide) -> Tensor:
+    """What a stranger's face should look like from afar: the lit guide, where it can be trusted."""
+    return guide.base + guide.trust * (guide.image - guide.base)
+
+
 def decide(net: nn.Module, *, steepness: float = 3.0, shift: float = 0.3) -> GuidedAEINet:
     """A copy whose gate decides: logits l become ``steepness * (l + shift)``.
 
@@ -189,7 +194,7 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         terms = {
             "rec": masked_l1(swapped[:half], batch.target[:half], region[:half]),
             "gradient": gradient_loss(swapped[:half], batch.target[:half], region[:half]),
-            "tone": tone_loss(swapped[half:], batch.guide.base[half:], region[half:], cells=16),
+            "tone": tone_loss(swapped[half:], _lit(batch.guide)[half:], region[half:], cells=16),
         }
         if weight["identity"]:
             theirs = _to_recogniser(batch.target[half:], batch.mesh[half:], teacher_size)
