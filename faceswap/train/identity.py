@@ -64,7 +64,7 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         raise ConfigError(
             f"{config.data}: no identity embeddings; make it again with faceswap prepare"
         )
-    net = IdentityNet(**config.model).to(device, memory_format=torch.channels_last)
+    net = IdentityNet(**config.model).to(device).to(memory_format=torch.channels_last)
     teacher = data.embedding
     weight = {**WEIGHTS, **config.losses}
     rows = torch.nonzero(~data.held_back)[:, 0]

@@ -135,8 +135,8 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
             f"{config.data}: no identity embeddings; make it again with faceswap prepare"
         )
     embeddings = data.embedding
-    net = GuidedAEINet(**config.model).to(device, memory_format=torch.channels_last)
-    critic = PatchDiscriminator().to(device, memory_format=torch.channels_last)
+    net = GuidedAEINet(**config.model).to(device).to(memory_format=torch.channels_last)
+    critic = PatchDiscriminator().to(device).to(memory_format=torch.channels_last)
     judge = load_recogniser(config.teachers.get("identity", DEFAULT_JUDGE), device)
     teacher, teacher_size = judge.model, judge.size
     weight = {**WEIGHTS, **config.losses}
