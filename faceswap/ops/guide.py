@@ -62,7 +62,8 @@ def make_guide(
     # for hair would stay: each is given the room that errs on the good side.
     own = find_skin(source, source_mesh)
     theirs = find_skin(target, target_mesh, brow_room=_BROW_ROOM)
-    there = _warp(torch.cat([own.bare, own.hair], 1), grid)
+    # Beyond the source's oval there is hair, neck or background: no skin to show either.
+    there = _warp(torch.cat([own.bare, 1 - own.core * (1 - own.hair)], 1), grid)
     bare, hair = resized(there[:, :1], GRID) * resized(shown, GRID), there[:, 1:]
     small = resized(target, GRID)
     canvas = _canvas(small, theirs.bare)

@@ -41,6 +41,7 @@ class Skin:
 
     bare: Tensor  # skin between the features, inside the face, lit or in shadow
     hair: Tensor  # what hangs into forehead, temples and cheeks
+    core: Tensor  # the face without its rim, where hair, neck and background begin to mix in
 
 
 def find_skin(
@@ -55,13 +56,14 @@ def find_skin(
     unit = GRID / 128
     oval = _distance(points[:, list(FACE_OVAL)])
     inside = (oval / (2 * unit) + 0.5).clamp(0, 1)
+    core = ((oval / unit - 2) / 4).clamp(0, 1)
     off = _strangeness(small, points)
     likely, lenient = _likely(off), _likely(off * off.new_tensor(_SHADOW).view(1, 3, 1, 1))
     features = _features(points, unit)
     # Strands are thinner than a cell: what is beside hair counts as hair too.
     unlike = F.max_pool2d(gaussian(1 - likely, 0.6), 3, 1, 1)
     hair = gaussian((1.5 * unlike).clamp(0, 1) * _zone(points, oval, unit, brow_room), 0.6)
-    return Skin(inside * lenient * (1 - features), hair * inside)
+    return Skin(inside * lenient * (1 - features), hair * inside, core)
 
 
 def _distance(polygon: Tensor) -> Tensor:
