@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from faceswap.models import load_model
 from faceswap.ops.draw import dots, signed_distance
 from faceswap.ops.guide import make_guide
 from faceswap.ops.shape import ShapeModel, fit_pose, fit_shape_model
@@ -166,19 +167,20 @@ def test_a_dot_lies_where_its_point_is_and_none_outside() -> None:
 @pytest.mark.parametrize("side", [128, 256])
 def test_swapping_a_face_with_itself_guides_to_itself(side: int) -> None:
     unit = side / 128
-    mesh = ((round_head() * 42 + 64) * unit)[None]
+    net = load_model("lite-swapper")
+    model = ShapeModel(net.shape_mean, net.shape_basis, net.shape_expression)
+    mesh = ((model.mean * 34 + 66) * unit)[None]
     ramp = torch.linspace(0.2, 0.8, side)
     picture = torch.stack(
         [ramp.expand(side, side), ramp.expand(side, side).T, ramp.flip(0).expand(side, side)]
     )
     picture = picture[None].contiguous()
-    model = model_with(torch.eye(2), orthonormal(2))
     guide, shape = make_guide(model, picture, mesh, picture, mesh)
     torch.testing.assert_close(shape, mesh, atol=0.05, rtol=0)
     # The rim of a source is replaced by smooth skin, which a ramp is not.
     core = resized(find_skin(picture, mesh).core, side)[0, 0] > 0.999
     inside = (guide.region[0, 0] > 0.99) & core
-    assert inside.float().mean() > 0.2
+    assert inside.float().mean() > 0.1
     assert (guide.image - picture).abs()[0][:, inside].max() < 0.05
     outside = guide.region[0, 0] == 0
     assert outside.any()
