@@ -138,7 +138,7 @@ def test_model_bench_knows_the_networks_of_a_pack():
 
 
 def test_train_bench_times_the_task_on_data_of_its_own(tmp_path):
-    args = {"widths": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "embedding_size": 16}
+    args = {"widths": [8, 8, 16], "depths": [1, 1, 1], "embedding_size": 16}
     encoder = save_model(tmp_path / "id.safetensors", build("identity", **args), "identity", args)
     config = AeiConfig.model_validate(
         {

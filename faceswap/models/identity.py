@@ -46,7 +46,10 @@ class IdentityNet(nn.Module):
         widths: channels at 1/4, 1/8 and 1/16 of the crop side.
         depths: blocks at each of these scales.
         embedding_size: D.
-        size: crop side S in pixels, a multiple of 16.
+        size: crop side S in pixels, a multiple of 2 ** (scales + 1).
+
+    Raises:
+        ValueError: the side cannot be halved that often.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class IdentityNet(nn.Module):
         size: int = 112,
     ) -> None:
         super().__init__()
+        if size % 2 ** (len(widths) + 1):
+            raise ValueError(f"IdentityNet: {size} px cannot be halved {len(widths) + 1} times")
         self.size = size
         self.embedding_size = embedding_size
         channels = widths[0]
