@@ -25,7 +25,7 @@ from faceswap.models.attributes import initialise
 from faceswap.types import Guide
 
 MESH_POINTS = 478
-LIGHTNESS, COLOUR = 0.35, 0.05  # how far the residual may change a pixel
+LIGHTNESS, COLOUR = 0.35, 0.02  # how far the residual may change a pixel
 INPUTS = 11  # channels the encoder sees: base 3, guide 3, region, mouth, trust, points, irises
 
 
