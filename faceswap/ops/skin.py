@@ -40,7 +40,7 @@ class Skin:
     """Maps of N faces, each ``(N, 1, GRID, GRID)`` in [0, 1]."""
 
     bare: Tensor  # skin between the features, inside the face, lit or in shadow
-    hair: Tensor  # what hangs into forehead, temples and cheeks
+    hair: Tensor  # what hangs into forehead, temples and cheeks, or lies beside them
     core: Tensor  # the face without its rim, where hair, neck and background begin to mix in
 
 
@@ -62,8 +62,11 @@ def find_skin(
     features = _features(points, unit)
     # Strands are thinner than a cell: what is beside hair counts as hair too.
     unlike = F.max_pool2d(gaussian(1 - likely, 0.6), 3, 1, 1)
-    hair = gaussian((1.5 * unlike).clamp(0, 1) * _zone(points, oval, unit, brow_room), 0.6)
-    return Skin(inside * lenient * (1 - features), hair * inside, core)
+    zone, upper = _zone(points, oval, unit, brow_room)
+    hair = gaussian((1.5 * unlike).clamp(0, 1) * zone, 0.6) * inside
+    # Beside the upper face there is hair, ear or background, whatever its colour.
+    beside = (0.5 - oval / (4 * unit)).clamp(0, 1) * upper
+    return Skin(inside * lenient * (1 - features), torch.maximum(hair, beside), core)
 
 
 def _distance(polygon: Tensor) -> Tensor:
@@ -107,8 +110,8 @@ def _features(points: Tensor, unit: float) -> Tensor:
     return torch.stack(pairs).amax(0).div(2).clamp(0, 1)
 
 
-def _zone(points: Tensor, oval: Tensor, unit: float, brow_room: float) -> Tensor:
-    """Where hair may be expected: above the brows, and along the oval above the nose's tip."""
+def _zone(points: Tensor, oval: Tensor, unit: float, brow_room: float) -> tuple[Tensor, Tensor]:
+    """Where hair may be expected (above the brows, along the upper oval), and the upper half."""
     forehead = _distance(points[:, list(UPPER_FOREHEAD)])
     above = ((forehead / unit - brow_room) / 2.5).clamp(0, 1)
     up = points[:, _TOP] - points[:, _CHIN]
@@ -119,5 +122,6 @@ def _zone(points: Tensor, oval: Tensor, unit: float, brow_room: float) -> Tensor
     x, y = (xs[None] - tip[:, :1, None]), (ys[None] - tip[:, 1:, None])
     direction = up / length.square()
     height = (x * direction[:, :1, None] + y * direction[:, 1:, None])[:, None]
-    rim = (1 - (oval / unit - 5.0) / 5.0).clamp(0, 1) * (height / 0.08 + 0.5).clamp(0, 1)
-    return torch.maximum(above, rim)
+    upper = (height / 0.08 + 0.5).clamp(0, 1)  # from the nose's tip up
+    rim = (1 - (oval / unit - 5.0) / 5.0).clamp(0, 1) * upper
+    return torch.maximum(above, rim), upper
