@@ -16,7 +16,7 @@ from faceswap.errors import ConfigError, MissingWeightError, WeightError
 from faceswap.models import build, load_model, save_model
 from faceswap.models.restorer import Restorer
 from faceswap.restore import FaceRestorer, load_restorer
-from faceswap.train import degrade
+from faceswap.train import degrade, loop
 from faceswap.train.config import Damage, RestorerRunConfig, load_train_config
 from faceswap.train.data import load_crops
 from faceswap.train.losses import feature_loss
@@ -228,22 +228,28 @@ def test_a_run_leaves_weights_that_load(home, tmp_path, precision):
     assert "critic" in lines[1]
 
 
-def test_resume_is_exact(home, tmp_path):
-    settings = run_settings(home)
+def test_resume_is_exact(home, tmp_path, monkeypatch):
+    """Killed at the end of step 4, gone on with from the checkpoint of step 2."""
+    settings = run_settings(home, save_every=2)
     run_training(settings, tmp_path / "whole")
-    run_training(run_settings(home, steps=2), tmp_path / "parts")
-    # The rate follows `steps`; what is compared goes on with the longer run's from step 2.
-    run_training(settings, tmp_path / "parts", resume=True)
-    run_training(settings, tmp_path / "again")
-    read = [torch.load(tmp_path / n / "last.pt", weights_only=True) for n in ("whole", "again")]
-    for a, b in zip(
-        read[0]["networks"]["restorer"].values(),
-        read[1]["networks"]["restorer"].values(),
-        strict=True,
-    ):
+    real = loop.save_checkpoint
+
+    def killed(path, task, step, **given):
+        if step == 4:
+            raise KeyboardInterrupt
+        real(path, task, step, **given)
+
+    monkeypatch.setattr(loop, "save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(settings, tmp_path / "killed")
+    monkeypatch.setattr(loop, "save_checkpoint", real)
+    assert run_training(settings, tmp_path / "killed", resume=True) == 4
+    whole, again = (
+        torch.load(tmp_path / name / "last.pt", weights_only=True)["networks"]["restorer"]
+        for name in ("whole", "killed")
+    )
+    for a, b in zip(whole.values(), again.values(), strict=True):
         assert torch.equal(a, b)
-    parts = torch.load(tmp_path / "parts" / "last.pt", weights_only=True)
-    assert parts["step"] == 4
 
 
 def test_views_are_windows_that_are_never_enlarged(home):
