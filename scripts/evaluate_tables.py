@@ -118,7 +118,8 @@ def variants_table(given: argparse.Namespace, tools: Instruments, folders: list[
                 progress=lambda line: print(line, file=sys.stderr, flush=True),
             )
         except FaceSwapError as error:
-            lines.append(f"| {name.strip()} | not there: {error} " + "| " * len(COLUMNS) + "|")
+            reason = str(error).replace(f"{ROOT}/", "")
+            lines.append(f"| {name.strip()} | not there: {reason} " + "| " * len(COLUMNS) + "|")
             continue
         (side,) = report["sides"]
         lines.append(f"| {name.strip()} | {' | '.join(cell(side, each) for each in COLUMNS)} |")
@@ -185,7 +186,7 @@ def _teachers(folder: Path | None) -> list[str]:
         *("--encoder", str(folder / "omz_reid.ts"), "--encoder", str(folder / "mobilefacenet.ts")),
         *("--facemesh", str(folder / "facemesh.ts"), "--iris", str(folder / "iris.ts")),
         *("--took-part", "omz_reid=teacher of the pack's encoder"),
-        *("--took-part", "mobilefacenet=took part in training"),
+        *("--took-part", "mobilefacenet=took no part"),
     ]
 
 
