@@ -26,6 +26,7 @@ from faceswap.types import Guide
 
 MESH_POINTS = 478
 LIGHTNESS, COLOUR = 0.35, 0.02  # how far the residual may change a pixel
+BROAD = 0.06  # how far it may change the mean of a dozen pixels
 INPUTS = 11  # channels the encoder sees: base 3, guide 3, region, mouth, trust, points, irises
 
 
@@ -132,7 +133,8 @@ class GuidedAEINet(nn.Module):
 
         Returns:
             gate ``(N, 1, S, S)`` in [0, 1], share of the guide against the base, and residual
-            ``(N, 3, S, S)`` in [-0.4, 0.4], mostly grey: colour comes from guide and base.
+            ``(N, 3, S, S)`` in [-0.4, 0.4], mostly grey and no broad shadow: colour and light come
+            from guide and base.
         """
         maps = self.attributes(guide)
         identity = F.normalize(identity) * self.embedding_size**0.5
@@ -148,6 +150,7 @@ class GuidedAEINet(nn.Module):
         residual = torch.tanh(out[:, 1:])
         grey = residual.mean(1, keepdim=True)
         residual = LIGHTNESS * grey + COLOUR * (residual - grey)
+        residual = residual - _excess(residual)
         return torch.sigmoid(out[:, :1]) * (1 - guide.mouth), residual * guide.region
 
     def forward(self, target: Tensor, identity: Tensor, guide: Guide) -> Tensor:
@@ -170,6 +173,13 @@ class GuidedAEINet(nn.Module):
             )
         face = guide.base + gate * (guide.image - guide.base) + residual
         return (target + guide.region * (face - target)).clamp(0, 1)
+
+
+def _excess(residual: Tensor) -> Tensor:
+    """What is broad and strong in a residual: shadows that the guide has no reason for."""
+    broad = F.avg_pool2d(F.pad(residual, (8, 8, 8, 8), mode="replicate"), 9, 1)
+    broad = F.avg_pool2d(broad, 9, 1)
+    return broad - broad.clamp(-BROAD, BROAD)
 
 
 def _double(x: Tensor) -> Tensor:
