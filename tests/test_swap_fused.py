@@ -117,8 +117,13 @@ def test_each_face_gets_its_own_source(small_ghost, photos):
     with torch.no_grad():
         mixed = swapper._unguided(crops, people, torch.tensor([1, 0, 1]))
         for row, who in enumerate((1, 0, 1)):
-            alone = swapper._unguided(crops[row : row + 1], people, torch.tensor([who]))
-            torch.testing.assert_close(mixed[row : row + 1], alone, atol=1e-4, rtol=0)
+            face = crops[row : row + 1]
+            right, wrong = (
+                swapper._unguided(face, people, torch.tensor([k])) for k in (who, 1 - who)
+            )
+            # 1e-3 is what fused networks may differ by; a batch of three rounds otherwise than one.
+            torch.testing.assert_close(mixed[row : row + 1], right, atol=1e-3, rtol=0)
+            assert (mixed[row : row + 1] - wrong).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

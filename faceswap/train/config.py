@@ -84,7 +84,7 @@ class TrainConfig(RunConfig):
     teachers: dict[str, str] = Field(default_factory=dict)
     """TorchScript networks for losses, by role."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of autocast; bf16 is 2 to 3 times as fast on CPUs with AMX and on GPUs."""
+    """Of autocast; bf16 was 1.5 to 1.9 times as fast on a CPU with AMX."""
 
     @model_validator(mode="after")
     def _known_losses(self) -> TrainConfig:
