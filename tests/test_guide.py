@@ -170,14 +170,13 @@ def test_swapping_a_face_with_itself_guides_to_itself(side: int) -> None:
     net = load_model("lite-swapper")
     model = ShapeModel(net.shape_mean, net.shape_basis, net.shape_expression)
     mesh = ((model.mean * 34 + 66) * unit)[None]
-    ramp = torch.linspace(0.2, 0.8, side)
-    picture = torch.stack(
-        [ramp.expand(side, side), ramp.expand(side, side).T, ramp.flip(0).expand(side, side)]
-    )
-    picture = picture[None].contiguous()
+    # Skin lit from one side and from above.
+    across, down = torch.linspace(0.5, 1, side), torch.linspace(1, 0.8, side)
+    skin = torch.tensor([0.8, 0.6, 0.5]).view(3, 1, 1)
+    picture = (skin * across * down[:, None])[None].contiguous()
     guide, shape = make_guide(model, picture, mesh, picture, mesh)
     torch.testing.assert_close(shape, mesh, atol=0.05, rtol=0)
-    # The rim of a source is replaced by smooth skin, which a ramp is not.
+    # The rim of a source is replaced by smooth skin, which this is not.
     core = resized(find_skin(picture, mesh).core, side)[0, 0] > 0.999
     inside = (guide.region[0, 0] > 0.99) & core
     assert inside.float().mean() > 0.1

@@ -7,8 +7,8 @@ and without learning except for one small linear shape model:
 2. `thin_plate_grid` moves the source's pixels there (Bookstein 1989; hidden points count less).
    Hair that hangs into the source's face is replaced by skin first; where the target's hair hangs
    into its face, the target stays (`faceswap.ops.skin`).
-3. `_lit` gives the result the target's light, as far as bare skin tells it; features, hair and
-   shadows of the nose do not count as light.
+3. It is taken out of its own light and put into the target's (`faceswap.ops.light`), as far as
+   bare skin tells either; features and hair do not count as light.
 4. `_seam` makes it meet the target along the outline: the difference there, smooth inwards.
 """
 
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from faceswap.ops.draw import dots, outline_distance
+from faceswap.ops.light import BROAD, relit, shade, tone
 from faceswap.ops.shape import ShapeModel
 from faceswap.ops.skin import GRID, find_skin
 from faceswap.ops.smooth import average, mean, resized
@@ -26,8 +27,7 @@ from faceswap.ops.spline import spread, thin_plate_grid
 from faceswap.ops.topology import CONTROL, FACE, INNER_LIPS, OUTER_LIPS, SURFACE, covering
 from faceswap.types import Guide
 
-_LIGHT = 0.14  # fraction of the side, sigma of what counts as light
-_NEAR = 0.06  # of the skin that hair is replaced by, and of the seam
+_NEAR = 0.06  # fraction of the side, of the skin that hair is replaced by, and of the seam
 _BROW_ROOM = 7.0  # px of 128, see `find_skin`
 _CANVAS = 0.045  # of the target that shows where the source has nothing to show
 
@@ -50,8 +50,8 @@ def make_guide(
     unit = size / 128
     shape = model.compose(source_mesh, target_mesh, identity=identity)
     control = list(CONTROL)
-    trust = model.facing(source_mesh)[:, control]
-    weight = trust.clamp(0.1, 1) * model.facing(target_mesh)[:, control].clamp(0.02, 1)
+    trust, shown_there = (model.facing(mesh)[:, control] for mesh in (source_mesh, target_mesh))
+    weight = trust.clamp(0.1, 1) * shown_there.clamp(0.02, 1)
     grid = thin_plate_grid(shape[:, control, :2], source_mesh[:, control, :2], weight, size=size)
     shown = ((grid.abs().amax(-1, keepdim=True) < 1).permute(0, 3, 1, 2)).float()
     face = outline_distance(covering(shape, target_mesh)[:, list(FACE), :2], size // 2, size)
@@ -63,13 +63,22 @@ def make_guide(
     own = find_skin(source, source_mesh)
     theirs = find_skin(target, target_mesh, brow_room=_BROW_ROOM)
     # Beyond the source's oval there is hair, neck or background: no skin to show either.
-    there = _warp(torch.cat([own.bare, 1 - own.core * (1 - own.hair)], 1), grid)
-    bare, hair = resized(there[:, :1], GRID) * resized(shown, GRID), there[:, 1:]
+    there = _warp(torch.cat([own.bare, own.clear, 1 - own.core * (1 - own.hair)], 1), grid)
+    hair, skin = there[:, 2:], resized(there[:, :2], GRID) * resized(shown, GRID)
+    bare, clear = skin.split(1, 1)
     small = resized(target, GRID)
     canvas = _canvas(small, theirs.bare)
     warped = _without_hair(_warp(source, grid), hair, bare)
-    light, dark = _tone(small, theirs.bare), _tone(resized(warped, GRID), bare)
-    image = _lit(warped, resized(dark, size), resized(light, size))
+    faces = torch.cat([resized(warped, GRID), small])
+    dark = shade(
+        faces,
+        torch.cat([clear, theirs.clear]),
+        (torch.cat([shape, target_mesh])[:, control, :2] + 0.5) * (GRID / size) - 0.5,
+        model.mirror(control),
+        torch.cat([trust.minimum(shown_there), shown_there]),
+    )
+    lights = tone(faces - dark, torch.cat([bare, theirs.bare])) + dark
+    image = relit(warped, *resized(lights, size).chunk(2))
     distance = resized(face, GRID) / unit
     image = image + resized(_seam(small, resized(image, GRID), distance, theirs.bare, bare), size)
 
@@ -91,31 +100,16 @@ def _warp(images: Tensor, grid: Tensor) -> Tensor:
 def _canvas(small: Tensor, bare: Tensor) -> Tensor:
     """The target's skin without its features, ``(N, 3, GRID, GRID)``."""
     prior = average(small, torch.ones_like(bare), sigma=_CANVAS, trust=1e-4)
-    wide = average(small, bare, sigma=_LIGHT, prior=prior, trust=0.02)
+    wide = average(small, bare, sigma=BROAD, prior=prior, trust=0.02)
     return average(small, bare, sigma=_CANVAS, prior=wide, trust=0.05)
 
 
 def _without_hair(warped: Tensor, hair: Tensor, bare: Tensor) -> Tensor:
     """The source's face with its own skin where hair hung into it, ``(N, 3, S, S)``."""
     small = resized(warped, GRID)
-    wide = average(small, bare, sigma=_LIGHT, prior=mean(small, bare), trust=0.02)
+    wide = average(small, bare, sigma=BROAD, prior=mean(small, bare), trust=0.02)
     skin = average(small, bare, sigma=_NEAR, prior=wide, trust=0.05)
     return warped + hair * (resized(skin, warped.shape[-1]) - warped)
-
-
-def _tone(small: Tensor, bare: Tensor) -> Tensor:
-    """Colour of bare skin all over a picture, ``(N, 3, GRID, GRID)``; smooth."""
-    return average(small, bare, sigma=_LIGHT, prior=mean(small, bare), trust=0.1)
-
-
-def _lit(image: Tensor, own: Tensor, light: Tensor) -> Tensor:
-    """An image given another low-pass, half of it by a factor and half by a sum, ``(N, 3, S, S)``.
-
-    A factor alone (light on a surface) blows up the contrast of dark skin in bright light; a sum
-    alone gives dark hair the colour of the shift.
-    """
-    factor = ((light + 0.05) / (own + 0.05)).clamp(0.25, 4).sqrt()
-    return image * factor + light - own * factor
 
 
 def _seam(

@@ -32,6 +32,7 @@ GRID = 64  # side everything here works at
 _FLOOR = (0.07, 0.025, 0.025)
 _SURE, _FAR = 2.0, 3.5  # deviations at which a pixel is still, and is no longer, skin
 _SHADOW = (0.5, 1.0, 1.0)  # factor on the deviations where shadow is no reason to leave skin out
+_DEEP = (0.15, 0.8, 0.8)  # the same where no shadow is too deep
 _TOP, _NOSE, _CHIN = 10, 4, 152
 
 
@@ -40,6 +41,7 @@ class Skin:
     """Maps of N faces, each ``(N, 1, GRID, GRID)`` in [0, 1]."""
 
     bare: Tensor  # skin between the features, inside the face, lit or in shadow
+    clear: Tensor  # the same, in shadow however deep, without hair
     hair: Tensor  # what hangs into forehead, temples and cheeks, or lies beside them
     core: Tensor  # the face without its rim, where hair, neck and background begin to mix in
 
@@ -58,7 +60,10 @@ def find_skin(
     inside = (oval / (2 * unit) + 0.5).clamp(0, 1)
     core = ((oval / unit - 2) / 4).clamp(0, 1)
     off = _strangeness(small, points)
-    likely, lenient = _likely(off), _likely(off * off.new_tensor(_SHADOW).view(1, 3, 1, 1))
+    likely, shaded, deep = (
+        _likely(off * off.new_tensor(factor).view(1, 3, 1, 1))
+        for factor in ((1.0, 1.0, 1.0), _SHADOW, _DEEP)
+    )
     features = _features(points, unit)
     # Strands are thinner than a cell: what is beside hair counts as hair too.
     unlike = F.max_pool2d(gaussian(1 - likely, 0.6), 3, 1, 1)
@@ -66,7 +71,9 @@ def find_skin(
     hair = gaussian((1.5 * unlike).clamp(0, 1) * zone, 0.6) * inside
     # Beside the upper face there is hair, ear or background, whatever its colour.
     beside = (0.5 - oval / (4 * unit)).clamp(0, 1) * upper
-    return Skin(inside * lenient * (1 - features), torch.maximum(hair, beside), core)
+    hair = torch.maximum(hair, beside)
+    plain = inside * (1 - features)
+    return Skin(plain * shaded, plain * deep * (1 - hair), hair, core)
 
 
 def _distance(polygon: Tensor) -> Tensor:

@@ -1,0 +1,75 @@
+"""The light on a face, and a face put into another light.
+
+Two parts of light are told apart: its broad colour and fall-off, a low-pass of bare skin; and
+shade, which a face tells by itself: it is nearly symmetric, so what is darker than its mirror image
+is turned away from the light or lies in the shadow of the nose.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from faceswap.ops.smooth import average, mean
+from faceswap.ops.spline import spread, thin_plate_grid
+
+BROAD = 0.14  # fraction of the side, sigma of what counts as broad light
+_FINE = 0.02  # of the difference between the halves; shadows have edges
+_SURE = 0.01  # difference of brightness from which on shade is shade, not noise
+_LUMA = (0.299, 0.587, 0.114)  # BT.601
+
+
+def tone(
+    images: Tensor,  # (N, 3, G, G) float in [0, 1]
+    bare: Tensor,  # (N, 1, G, G) in [0, 1], bare skin
+) -> Tensor:
+    """Colour of bare skin all over a picture, ``(N, 3, G, G)``; smooth."""
+    return average(images, bare, sigma=BROAD, prior=mean(images, bare), trust=0.1)
+
+
+def shade(
+    images: Tensor,  # (N, 3, G, G) float in [0, 1], faces
+    clear: Tensor,  # (N, 1, G, G) in [0, 1], skin, lit or dark, without features and hair
+    places: Tensor,  # (N, C, 2) float32, points of the faces in pixels of G
+    twin: Tensor,  # (C,) int64, the mirror image of each point (`ShapeModel.mirror`)
+    facing: Tensor,  # (N, C) float32 in [-1, 1], how much each point faces the camera
+) -> Tensor:
+    """How much darker each place is than its mirror image, ``(N, 3, G, G)`` <= 0 in brightness.
+
+    The mirror image is the face warped by a thin-plate spline from each point to its twin. Where
+    the other half is hidden, or is no skin, there is no shade.
+    """
+    side = images.shape[-1]
+    seen = facing.minimum(facing[:, twin])
+    grid = thin_plate_grid(places, places[:, twin], seen.clamp(0.05, 1), size=side)
+    other = F.grid_sample(
+        torch.cat([images, clear], 1), grid, align_corners=True, padding_mode="border"
+    )
+    both = clear * other[:, 3:] * spread(places, (2 * seen).clamp(0, 1), side)
+    gap = images - other[:, :3]
+    wide = average(gap, both, sigma=BROAD, trust=0.05)
+    gap = average(gap, both, sigma=_FINE, prior=wide, trust=0.02)
+    darker = -_luma(gap)
+    return gap * (darker / (darker.abs() + _SURE)).clamp(min=0)
+
+
+def relit(
+    image: Tensor,  # (N, 3, S, S) float in [0, 1]
+    own: Tensor,  # (N, 3, S, S), its light
+    light: Tensor,  # (N, 3, S, S), the light it is to have
+) -> Tensor:
+    """An image in another light, ``(N, 3, S, S)``; may leave [0, 1].
+
+    ``image * f + light - own * f``: colours mostly by a factor, as a filter works, brightness half
+    by a factor and half by a sum. A factor alone blows up the contrast of dark skin in bright
+    light; a sum alone gives dark hair the colour of the shift.
+    """
+    ratio = ((light + 0.05) / (own + 0.05)).clamp(0.25, 4)
+    gain = ((_luma(light) + 0.05) / (_luma(own) + 0.05)).clamp(0.25, 4)
+    factor = ratio**0.75 / gain**0.25
+    return image * factor + light - own * factor
+
+
+def _luma(images: Tensor) -> Tensor:
+    return (images * images.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
