@@ -69,10 +69,10 @@ def to_photo(points: Tensor, alignment: Alignment) -> Tensor:
 
 
 class PackLabeler:
-    """MeshNet of the pack; the second look is cut by the points of the first."""
+    """MeshNet of the pack, or of a file; the second look is cut by the points of the first."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.net = load_model(weights.pack(PACK).landmarks, device=device)
+    def __init__(self, device: torch.device, landmarks: str | None = None) -> None:
+        self.net = load_model(landmarks or weights.pack(PACK).landmarks, device=device)
 
     @torch.no_grad()
     def __call__(self, photos: Sequence[Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
