@@ -9,12 +9,13 @@ import torch
 
 from faceswap.models import load_model
 from faceswap.ops.draw import dots, signed_distance
+from faceswap.ops.gaze import look_along
 from faceswap.ops.guide import make_guide
 from faceswap.ops.shape import ShapeModel, fit_pose, fit_shape_model
 from faceswap.ops.skin import find_skin
 from faceswap.ops.smooth import average, resized
 from faceswap.ops.spline import thin_plate_grid
-from faceswap.ops.topology import FACE, INNER_LIPS, five_points
+from faceswap.ops.topology import FACE, INNER_LIPS, IRIS_LEFT, IRIS_RIGHT, five_points
 
 POINTS = 478
 
@@ -164,6 +165,12 @@ def test_a_dot_lies_where_its_point_is_and_none_outside() -> None:
     assert image[0, 0, :5].sum() == 0
 
 
+def _face(side: int) -> torch.Tensor:
+    mean = load_model("lite-swapper").shape_mean
+    assert isinstance(mean, torch.Tensor)
+    return ((mean * 34 + 66) * side / 128)[None]
+
+
 @pytest.mark.parametrize("side", [128, 256])
 def test_swapping_a_face_with_itself_guides_to_itself(side: int) -> None:
     unit = side / 128
@@ -184,6 +191,35 @@ def test_swapping_a_face_with_itself_guides_to_itself(side: int) -> None:
     outside = guide.region[0, 0] == 0
     assert outside.any()
     assert torch.equal(guide.base[0][:, outside], picture[0][:, outside])
+
+
+def test_irises_go_where_the_target_looks_and_lids_stay() -> None:
+    mesh = _face(128)
+    looking = mesh.clone()
+    looking[:, list(IRIS_LEFT + IRIS_RIGHT), 0] += 2.5
+    axis = torch.linspace(-1, 1, 128)
+    plain = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)[None]
+    grid = look_along(plain, looking, mesh)
+    moved = (grid - plain)[0] * 63.5
+    for iris in (468, 473):
+        x, y = looking[0, iris, :2].round().long().tolist()
+        torch.testing.assert_close(moved[y, x], torch.tensor([-2.5, 0.0]), atol=0.3, rtol=0)
+    for corner in (33, 133, 362, 263, 4):
+        x, y = looking[0, corner, :2].round().long().tolist()
+        assert moved[y, x].norm() < 0.7
+    # Left of one, right of the other: the order of places is kept, so nothing is torn or folded.
+    assert grid[0, :, :, 0].diff(dim=1).min() > 0
+
+
+def test_an_iris_goes_no_farther_than_it_can() -> None:
+    mesh = _face(128)
+    looking = mesh.clone()
+    looking[:, list(IRIS_LEFT), 0] += 40
+    axis = torch.linspace(-1, 1, 128)
+    plain = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)[None]
+    width = float((mesh[0, 33, :2] - mesh[0, 133, :2]).norm())
+    moved = (look_along(plain, looking, mesh) - plain).norm(dim=-1).max() * 63.5
+    assert moved < 0.3 * width + 0.1
 
 
 def test_five_points_are_seen_from_left_to_right() -> None:

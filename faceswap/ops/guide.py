@@ -4,7 +4,8 @@ Identity reaches the lite swapper as texture, not only through an embedding. All
 and without learning except for one small linear shape model:
 
 1. `ShapeModel.compose` gives the source's face shape in the target's expression and pose.
-2. `thin_plate_grid` moves the source's pixels there (Bookstein 1989; hidden points count less).
+2. `thin_plate_grid` moves the source's pixels there (Bookstein 1989; hidden points count less), and
+   its irises to where the target looks (`faceswap.ops.gaze`).
    Hair that hangs into the source's face is replaced by skin first; where the target's hair hangs
    into its face, the target stays (`faceswap.ops.skin`).
 3. It is taken out of its own light and put into the target's (`faceswap.ops.light`), as far as
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from faceswap.ops.draw import dots, outline_distance
+from faceswap.ops.gaze import look_along
 from faceswap.ops.light import BROAD, relit, shade, tone
 from faceswap.ops.shape import ShapeModel
 from faceswap.ops.skin import GRID, find_skin
@@ -52,7 +54,9 @@ def make_guide(
     control = list(CONTROL)
     trust, shown_there = (model.facing(mesh)[:, control] for mesh in (source_mesh, target_mesh))
     weight = trust.clamp(0.1, 1) * shown_there.clamp(0.02, 1)
+    weight[:, -2:] = 1e-3  # the irises would stretch; `look_along` moves them as a whole
     grid = thin_plate_grid(shape[:, control, :2], source_mesh[:, control, :2], weight, size=size)
+    grid = look_along(grid, shape, source_mesh)
     shown = ((grid.abs().amax(-1, keepdim=True) < 1).permute(0, 3, 1, 2)).float()
     face = outline_distance(covering(shape, target_mesh)[:, list(FACE), :2], size // 2, size)
     lips = outline_distance(shape[:, list(INNER_LIPS), :2], size // 2, size)
