@@ -17,6 +17,7 @@ from faceswap.ops.spline import spread, thin_plate_grid
 BROAD = 0.14  # fraction of the side, sigma of what counts as broad light
 _FINE = 0.02  # of the difference between the halves; shadows have edges
 _SURE = 0.01  # difference of brightness from which on shade is shade, not noise
+_SKIN, _DARK = 0.15, 0.65  # how much darker than its skin a face's shading and its features are
 _LUMA = (0.299, 0.587, 0.114)  # BT.601
 
 
@@ -61,14 +62,18 @@ def relit(
 ) -> Tensor:
     """An image in another light, ``(N, 3, S, S)``; may leave [0, 1].
 
-    ``image * f + light - own * f``: colours mostly by a factor, as a filter works, brightness half
-    by a factor and half by a sum. A factor alone blows up the contrast of dark skin in bright
-    light; a sum alone gives dark hair the colour of the shift.
+    Colours change mostly by a factor, as under a filter; brightness by a factor in what is much
+    darker than the skin (a brow stays dark), half by a factor and half by a sum in skin itself: a
+    factor alone blows up the contrast of dark skin in bright light.
     """
     ratio = ((light + 0.05) / (own + 0.05)).clamp(0.25, 4)
     gain = ((_luma(light) + 0.05) / (_luma(own) + 0.05)).clamp(0.25, 4)
-    factor = ratio**0.75 / gain**0.25
-    return image * factor + light - own * factor
+    half = (ratio / gain) ** 0.75 * gain.sqrt()
+    skin = image * half + light - own * half
+    depth = (1 - _luma(image) / _luma(own).clamp_min(0.05)).clamp(0, 1)
+    share = ((depth - _SKIN) / (_DARK - _SKIN)).clamp(0, 1)
+    share = share * share * (3 - 2 * share)
+    return skin + share * (image * ratio - skin)
 
 
 def _luma(images: Tensor) -> Tensor:
