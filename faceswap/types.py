@@ -9,11 +9,15 @@ D embedding size. Points are (x, y) in pixels, pixel centres at integers, origin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 import torch
 from torch import Tensor
+
+# B pictures: one (B, 3, H, W) tensor, or B of (3, H, W) that may differ in size
+Pictures = Tensor | Sequence[Tensor]
 
 
 def _check(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from faceswap.config import SwapConfig
 from faceswap.errors import ConfigError, MediaError, MissingMediaError, NoFaceError, WeightError
-from faceswap.evaluate import extract, protocol, table
+from faceswap.evaluate import extract, photos, protocol, table
 from faceswap.evaluate.collect import collect
 from faceswap.evaluate.extract import Instruments, load_extractor
 from faceswap.evaluate.intervals import Estimate
@@ -33,8 +33,9 @@ from faceswap.evaluate.seen import look
 from faceswap.media.image import read_image, write_image
 from faceswap.ops.shape import ShapeModel
 from faceswap.ops.topology import FACE_OVAL, INNER_LIPS
-from faceswap.types import Faces
+from faceswap.types import Faces, Pictures
 
+ROOT = Path(__file__).parent.parent
 SIDE, FACE = 120, 40
 MAGENTA = torch.tensor([255, 0, 255], dtype=torch.uint8)
 ANNA, BERT, CARL = (250, 20, 20), (20, 250, 20), (20, 20, 250)
@@ -86,12 +87,14 @@ def detect(frames: Tensor) -> Faces:
     return Faces(frame, box, corner[:, None] + torch.rand(len(marks), 5, 2), torch.ones(len(marks)))
 
 
-def _pixel(frames: Tensor, faces: Faces, offset: int) -> Tensor:
-    x, y = faces.box[:, 0].long(), faces.box[:, 1].long()
-    return frames[faces.frame, :, y, x + offset].float()
+def _pixel(frames: Pictures, faces: Faces, offset: int) -> Tensor:
+    x, y = faces.box[:, 0].long().tolist(), faces.box[:, 1].long().tolist()
+    rows = zip(faces.frame.tolist(), y, x, strict=True)
+    found = [frames[b][:, y, x + offset].float() for b, y, x in rows]
+    return torch.stack(found) if found else torch.zeros(0, 3)
 
 
-def landmarks(frames: Tensor, faces: Faces) -> Tensor:
+def landmarks(frames: Pictures, faces: Faces) -> Tensor:
     """The reference with what the pixels say of it, 4 px a unit."""
     out = []
     values = zip(_pixel(frames, faces, 1), _pixel(frames, faces, 2), faces.box, strict=True)
@@ -109,7 +112,7 @@ def landmarks(frames: Tensor, faces: Faces) -> Tensor:
     return torch.stack(out) if out else torch.zeros(0, 478, 3)
 
 
-def encode(frames: Tensor, faces: Faces) -> Tensor:
+def encode(frames: Pictures, faces: Faces) -> Tensor:
     return _pixel(frames, faces, 2) - 100
 
 
@@ -246,8 +249,7 @@ def test_each_picture_is_searched_once_and_swaps_only_where_the_face_was(tools, 
     ]
     found = collect(counting, swaps)
     assert len(whole.seen) == 2 + 2  # sources and targets, no swap
-    assert len(near.seen) == 2 + 2 + 4
-    assert (110, 110) in near.seen  # 40 px and as much on every side, cut at the frame's edge
+    assert near.seen == [(extract.CLOSE, extract.CLOSE)] * (2 + 2 + 4)
     assert [row.triple for row in found.table.faces] == [0, 1, 2, 3]
     assert [row.reason for row in found.table.faces][::2] == ["", ""]
     assert all("no face in the swapped" in row.reason for row in found.table.faces[1::2])
@@ -264,6 +266,65 @@ def test_where_a_close_look_finds_nothing_the_whole_is_searched(tools, world):
     )
     assert len(whole.seen) == 3
     assert means(found.table.summary())["pose"] == pytest.approx(0, abs=1e-3)
+
+
+# ---------------------------------------------------------------- batches
+
+
+def test_networks_see_many_photos_at_once(tools, world, monkeypatch):
+    sizes: list[int] = []
+
+    def counted(frames: Pictures, faces: Faces) -> Tensor:
+        sizes.append(len(faces))
+        return encode(frames, faces)
+
+    write_image(world / "wide.png", face(scene(4), (60, 20), CARL)[:, :100])
+    swaps = [
+        triple(world, who, target, swapped)
+        for who in ("anna.png", "carl.png")
+        for target, swapped in (("bert.png", "anna.png"), ("wide.png", "wide.png"))
+    ]
+    monkeypatch.setattr(photos, "TOGETHER", 3)
+    found = collect(replace(tools, encode=counted), swaps)
+    # 2 sources; targets bert and wide and swaps 0 2 1; swap 3, whose target is known
+    assert sizes == [2, 2, 3, 1]
+    assert [row.triple for row in found.table.faces] == [0, 1, 2, 3]
+    monkeypatch.setattr(photos, "PIXELS", 1)
+    sizes.clear()
+    again = collect(replace(tools, encode=counted), swaps)
+    assert sizes == [1] * (2 + 2 + 4)
+    for a, b in zip(found.table.faces, again.table.faces, strict=True):
+        assert a.values == pytest.approx(b.values, nan_ok=True)
+
+
+def test_a_batch_says_of_each_photo_what_it_says_alone(tmp_path, monkeypatch):
+    """With the real networks, on photos of several sizes; one swap leaves nobody."""
+    from skimage import data
+
+    lite = extract.load_instruments((), "cpu")
+    astronaut = torch.from_numpy(data.astronaut()).permute(2, 0, 1)
+    source = read_image(ROOT / "examples/source.jpg").pixels
+    pictures = {
+        "a": astronaut,
+        "b": astronaut[:, :300, 60:380].contiguous(),
+        "c": source,
+        "d": (astronaut.float() * 0.8 + 20).byte(),
+    }
+    pictures |= {"e": (pictures["b"].float() * 0.7 + 10).byte(), "f": source // 2 + 50}
+    pictures["g"] = torch.full_like(pictures["b"], 90)
+    for name, pixels in pictures.items():
+        write_image(tmp_path / f"{name}.png", pixels)
+    pairs = [("c", "a", "d"), ("c", "b", "e"), ("a", "c", "f"), ("a", "b", "g")]
+    swaps = [triple(tmp_path, *(f"{name}.png" for name in each)) for each in pairs]
+    together = collect(lite, swaps)
+    monkeypatch.setattr(photos, "TOGETHER", 1)
+    alone = collect(lite, swaps)
+    reasons = [row.reason for row in together.table.faces]
+    assert [bool(reason) for reason in reasons] == [False, False, False, True]
+    assert reasons == [row.reason for row in alone.table.faces]
+    for a, b in zip(together.table.faces, alone.table.faces, strict=True):
+        assert a.values == pytest.approx(b.values, rel=1e-3, abs=1e-3, nan_ok=True)
+    assert together.table.faces[0].values["id_cosine"] < 0.5
 
 
 # ---------------------------------------------------------------- clips

@@ -13,17 +13,10 @@ from torch import Tensor
 from faceswap.errors import MediaError, NoFaceError
 from faceswap.evaluate import measures, pixels
 from faceswap.evaluate.extract import Instruments
+from faceswap.evaluate.photos import Photos, look_at_sources
 from faceswap.evaluate.protocol import Triple
 from faceswap.evaluate.table import Row, Table, numbered
-from faceswap.evaluate.visit import (
-    Last,
-    Source,
-    Visit,
-    look_at_source,
-    unreadable,
-    visit,
-    visit_failed,
-)
+from faceswap.evaluate.visit import Source, Visit, unreadable, visit_clip, visit_failed
 
 
 @dataclass(slots=True)
@@ -60,20 +53,38 @@ def collect(
         track: frames from the start of each clip that jitter, drift and flicker are taken over.
         step: told after each swap.
 
-    Swaps of one target are taken one after the other, so that it is read and looked at once.
+    Swaps of one target are taken one after the other, so that it is read and looked at once, and
+    photos are looked at several at a time.
     """
-    paths = dict.fromkeys(triple.source for triple in triples)
-    sources = {path: look_at_source(tools, path, frames) for path in paths}
-    last = Last()
+    paths = list(dict.fromkeys(triple.source for triple in triples))
+    sources = look_at_sources(tools, paths, frames)
+    photos = Photos(tools)
     visited: dict[int, Visit] = {}
+    spent: dict[int, float] = {}  # seconds it took to make them
     for number in _by_target(triples):
-        triple = triples[number]
-        visited[number] = _one(tools, triple, sources[triple.source], make, frames, track, last)
-        for row in visited[number].rows:
-            row.triple = number
+        triple, began = triples[number], time.perf_counter()
+        source = sources[triple.source]
+        try:
+            if make is not None:
+                make(triple)
+            spent[number] = time.perf_counter() - began
+            if triple.clip:
+                visited[number] = visit_clip(tools, triple, source, frames=frames, track=track)
+            else:
+                photos.put(number, triple, source)
+        except NoFaceError as error:
+            visited[number] = _failed(tools, triple, source, f"not swapped: {error}")
+        except MediaError as error:
+            visited[number] = unreadable(f"not measured: {error}")
+        if photos.full:
+            visited |= photos.measure()
         if step is not None:
             step(triple)
+    visited |= photos.measure()
     visits = [visited[number] for number in range(len(triples))]
+    for number, each in enumerate(visits):
+        for row in each.rows:
+            row.triple = number
     table = Table(
         numbered([triple.person for triple in triples]),
         numbered([str(triple.target) for triple in triples]),
@@ -90,7 +101,7 @@ def collect(
         _set_distances(pairs),
         len(pairs),
         people,
-        sum(each.made_in for each in visits),
+        sum(spent.values()) if make is not None else 0.0,
         sum(each.images for each in visits),
     )
 
@@ -103,27 +114,10 @@ def _by_target(triples: Sequence[Triple]) -> list[int]:
     return sorted(range(len(triples)), key=lambda number: first[triples[number].target])
 
 
-def _one(
-    tools: Instruments,
-    triple: Triple,
-    source: Source,
-    make: Callable[[Triple], None] | None,
-    frames: int,
-    track: int,
-    last: Last,
-) -> Visit:
-    """Make and measure one swap; what goes wrong with its files becomes the reason of its row."""
+def _failed(tools: Instruments, triple: Triple, source: Source, reason: str) -> Visit:
+    """A swap that could not be made; if the target cannot be read either, that is the reason."""
     try:
-        began = time.perf_counter()
-        if make is not None:
-            try:
-                make(triple)
-            except NoFaceError as error:
-                return visit_failed(tools, triple, source, f"not swapped: {error}")
-        made_in = time.perf_counter() - began
-        found = visit(tools, triple, source, frames=frames, track=track, last=last)
-        found.made_in = made_in
-        return found
+        return visit_failed(tools, triple, source, reason)
     except MediaError as error:
         return unreadable(f"not measured: {error}")
 

@@ -41,11 +41,11 @@ from faceswap.faces.identity import IdentityEncoder
 from faceswap.models import load_model
 from faceswap.ops.geometry import Alignment, align
 from faceswap.ops.shape import ShapeModel
-from faceswap.types import Faces
+from faceswap.types import Faces, Pictures
 
 SIZES = {"identity": 112, "cosface": 112, "hopenet": 224, "ringnet": 224, "eyes": 256}
 SIZES |= {"features": 299}
-NEAR_SIDE = 256  # px that the surroundings of a face, three times its size, are detected at
+CLOSE = 256  # px, side of the pictures of one face and its surroundings that are looked at
 _AROUND = 1.4  # side of upright crops in longer sides of the box of the face's points
 _WFLW_EYES = (*range(60, 76), 96, 97)  # lids and pupils among the 98 points
 
@@ -61,7 +61,7 @@ class Extractor:
     @torch.no_grad()
     def __call__(
         self,
-        frames: Tensor,  # (B, 3, H, W) uint8
+        frames: Pictures,  # (B, 3, H, W) uint8, or B of (3, H, W)
         faces: Faces,  # N faces
         mesh: Tensor,  # (N, 478, 3) float, frame pixels; says where upright crops are cut
     ) -> Tensor:
@@ -78,12 +78,12 @@ class Instruments:
     """Everything that looks at pictures; tensors live on `device`."""
 
     detect: Callable[[Tensor], Faces]  # frames (B, 3, H, W) uint8
-    landmarks: Callable[[Tensor, Faces], Tensor]  # -> (N, 478, 3) frame pixels
-    encode: Callable[[Tensor, Faces], Tensor]  # -> (N, D)
+    landmarks: Callable[[Pictures, Faces], Tensor]  # -> (N, 478, 3) frame pixels
+    encode: Callable[[Pictures, Faces], Tensor]  # -> (N, D)
     shape: ShapeModel
     extra: tuple[Extractor, ...] = ()
     device: torch.device
-    near: Callable[[Tensor], Faces] | None = None  # detects in the surroundings of one face
+    near: Callable[[Tensor], Faces] | None = None  # the same for close looks, `CLOSE` px a side
     about: dict[str, str] = field(default_factory=dict)  # instrument -> what it is, for reports
 
 
@@ -108,7 +108,7 @@ def load_instruments(extractors: tuple[str, ...] = (), device: str = "auto") -> 
     assert isinstance(net, GuidedAEINet)  # the lite pack's is one
     assert isinstance(lite.detector, CenterFaceDetector)
     near = CenterFaceDetector(
-        lite.detector.model, sides=(NEAR_SIDE,), threshold=lite.detector.threshold
+        lite.detector.model, sides=(CLOSE,), threshold=lite.detector.threshold
     )
     pack = lite.pack
     about = {
@@ -117,7 +117,7 @@ def load_instruments(extractors: tuple[str, ...] = (), device: str = "auto") -> 
         "identity": f"{pack.identity} (pack lite)",
         "face model": f"{pack.swapper} (pack lite)",
     }
-    encode: Callable[[Tensor, Faces], Tensor] = lite.encoder
+    encode: Callable[[Pictures, Faces], Tensor] = lite.encoder
     extra: list[Extractor] = []
     for text in extractors:
         extractor, says = load_extractor(text, lite.device)

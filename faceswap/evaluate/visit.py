@@ -1,4 +1,4 @@
-"""Measure one swap: a photo, or a clip frame by frame."""
+"""Measure the swap of a clip, frame by frame; rows of swaps in general."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ class Source:
     thumb: bytes  # JPEG of (3, T, T)
     reason: str = ""
 
+    @staticmethod
+    def none(reason: str) -> Source:
+        """Nobody, and why."""
+        return Source(Seen.empty(), pack(grey(1)), reason)
+
 
 @dataclass(slots=True)
 class Visit:
@@ -41,30 +46,18 @@ class Visit:
     thumbs: list[bytes] = field(default_factory=list)  # JPEG of (3, T, 2T): target, swapped
     features: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (D,) target, swapped
     curves: dict[str, Tensor] = field(default_factory=dict)  # measure -> (frames,), clips only
-    made_in: float = 0.0  # seconds it took to make the swap
     images: int = 0  # swapped pictures or frames that were looked at
-
-
-@dataclass(slots=True)
-class Last:
-    """The photo that was the target last: swaps of one target follow each other."""
-
-    path: Path | None = None
-    pixels: Tensor = field(default_factory=lambda: torch.zeros(1, 3, 0, 0))  # (1, 3, H, W) uint8
-    seen: Seen = field(default_factory=Seen.empty)
 
 
 def frames_of(
     paths: Sequence[Path],
     wanted: Container[int],
-    last: Last | None = None,
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
     """Frames of several versions of one photo or clip, side by side.
 
     Args:
         paths: the versions; all photos or all clips.
         wanted: frames to give out; a photo is frame 0 and always given.
-        last: a photo that is read already.
 
     Yields:
         Numbers of the frames, and for each version ``(B, 3, H, W) uint8``.
@@ -73,11 +66,8 @@ def frames_of(
         MediaError: one cannot be read, or they differ in size or length.
     """
     if not is_clip(paths[0]):
-        photos = [
-            last.pixels if last and last.path == path else read_image(path).pixels[None]
-            for path in paths
-        ]
-        _check_sizes(paths, photos)
+        photos = [read_image(path).pixels[None] for path in paths]
+        check_sizes(paths, photos)
         yield [0], photos
         return
     from faceswap.media.reader import VideoReader
@@ -94,7 +84,7 @@ def frames_of(
                     f"{start + lengths[0]} and {start + lengths[1]} frames or more"
                 )
             frames = [part for part in parts if part is not None]
-            _check_sizes(paths, frames)
+            check_sizes(paths, frames)
             keep = [i for i in range(lengths[0]) if start + i in wanted]
             if keep:
                 yield [start + i for i in keep], [part[keep] for part in frames]
@@ -114,66 +104,63 @@ def spaced(path: Path, count: int) -> list[int]:
     return [int((i + 0.5) * total / count) for i in range(count)]
 
 
-def look_at_source(tools: Instruments, path: Path, frames: int) -> Source:
-    """The face of a photo, or of so many frames of a clip."""
+def look_at_clip(tools: Instruments, path: Path, frames: int) -> Source:
+    """The face in so many frames of a clip."""
     parts: list[tuple[Tensor, Seen]] = []
     reason = "no face in the source"
     try:
         for _, (pictures,) in frames_of([path], spaced(path, frames)):
-            seen = look(tools, pictures)
-            parts.append((pictures, seen))
+            parts.append((pictures, look(tools, pictures)))
     except MediaError as error:
         reason = str(error)
+    return source_of(tools, parts, reason)
+
+
+def source_of(
+    tools: Instruments,
+    parts: Sequence[tuple[Tensor, Seen]],  # each: pictures (B, 3, H, W) uint8, and what they show
+    reason: str = "no face in the source",
+) -> Source:
+    """A person as these pictures show them; with the reason if they show nobody."""
     faces = [(p[b], s[_one(b)]) for p, s in parts for b in range(len(s)) if bool(s.valid[b])]
     if not faces:
-        return Source(Seen.empty(), pack(grey(1)), reason)
+        return Source.none(reason)
     picture, seen = faces[0]
     thumb = pack(cut(picture.to(tools.device), seen.mesh[0]))
     return Source(Seen.cat([s for _, s in faces]), thumb)
 
 
-def visit(
-    tools: Instruments,
-    triple: Triple,
-    source: Source,
-    *,
-    frames: int,
-    track: int,
-    last: Last,
+def visit_clip(
+    tools: Instruments, triple: Triple, source: Source, *, frames: int, track: int
 ) -> Visit:
-    """Measure a swap that is there.
+    """Measure the swap of a clip.
 
     Args:
         tools: what looks.
         triple: the swap.
         source: the person put in.
-        frames: of a clip, evenly spaced, that faces are measured in.
-        track: frames from its start that jitter, drift and flicker are taken over.
-        last: the photo that was the target last; becomes this one.
+        frames: evenly spaced ones that faces are measured in; so many.
+        track: frames from the start that jitter, drift and flicker are taken over.
 
     Raises:
         MediaError: target or swapped cannot be read, or differ in size or length.
     """
     out = Visit()
     measured = set(spaced(triple.target, frames))
-    tracked = range(track) if triple.clip else range(0)
+    tracked = range(track)
     wanted = measured | set(tracked)
     before: Tensor | None = None
     parts: list[tuple[Tensor, ...]] = []
-    for numbers, pair in frames_of([triple.target, triple.swapped], wanted, last):
+    for numbers, pair in frames_of([triple.target, triple.swapped], wanted):
         pictures = pair[0].to(tools.device), pair[1].to(tools.device)
-        t = last.seen
-        if triple.clip or last.path != triple.target:
-            t = look(tools, pictures[0], before=before)
-        if not triple.clip:
-            last.path, last.pixels, last.seen = triple.target, pair[0], t
+        t = look(tools, pictures[0], clip=True, before=before)
         out.images += len(numbers)
         s = look(tools, pictures[1], t)
-        before = t.mesh[-1] if triple.clip and bool(t.valid[-1]) else None
+        before = t.mesh[-1] if bool(t.valid[-1]) else None
         rows = [i for i, number in enumerate(numbers) if number in measured]
         if rows:
             at = torch.tensor(rows, device=tools.device)
-            _add(out, tools, (pictures[0][at], pictures[1][at]), t[at], s[at], source)
+            add(out, tools, (pictures[0][at], pictures[1][at]), t[at], s[at], source)
             for row, i in zip(out.rows[-len(rows) :], rows, strict=True):
                 row.frame = numbers[i]
         following = [i for i, number in enumerate(numbers) if number in tracked]
@@ -204,7 +191,7 @@ def unreadable(reason: str) -> Visit:
     return Visit([Row(0, 0, reason=reason)], [{}], [pack(grey(2))])
 
 
-def _add(
+def add(
     out: Visit,
     tools: Instruments,
     pictures: tuple[Tensor, Tensor],
@@ -241,7 +228,15 @@ def _one(row: int) -> Tensor:
     return torch.tensor([row])
 
 
-def _check_sizes(paths: Sequence[Path], frames: Sequence[Tensor]) -> None:
+def check_sizes(
+    paths: Sequence[Path],
+    frames: Sequence[Tensor],  # each (B, 3, H, W)
+) -> None:
+    """Refuse versions of one picture that differ in size.
+
+    Raises:
+        MediaError: the first that differs from the first path's.
+    """
     for path, each in zip(paths, frames, strict=True):
         (h, w), (height, width) = each.shape[2:], frames[0].shape[2:]
         if (h, w) != (height, width):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faceswap.ops.geometry import align
-from faceswap.types import Faces
+from faceswap.types import Faces, Pictures
 
 BATCH = 32  # faces a forward pass; bounds memory
 DEFAULT_SIDE = 112  # px, of ArcFace crops
@@ -34,7 +34,7 @@ class IdentityEncoder:
     @torch.no_grad()
     def __call__(
         self,
-        frames: Tensor,  # (B, 3, H, W) uint8 RGB
+        frames: Pictures,  # (B, 3, H, W) uint8 RGB, or B of (3, H, W)
         faces: Faces,  # N faces
     ) -> Tensor:
         """Raw embeddings ``(N, D) float32``, row i of face i; compare them by cosine."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from faceswap.models.mesh import MARGIN, TEMPLATE
 from faceswap.ops.geometry import align
-from faceswap.types import Faces
+from faceswap.types import Faces, Pictures
 
 BATCH = 32  # faces a forward pass; bounds memory
 
@@ -23,8 +23,11 @@ BATCH = 32  # faces a forward pass; bounds memory
 class Landmarker(Protocol):
     """Anything that finds dense landmarks."""
 
-    def __call__(self, frames: Tensor, faces: Faces) -> Tensor:
-        """Points ``(N, P, 3)`` in frame pixels of faces in ``(B, 3, H, W) uint8`` frames."""
+    def __call__(self, frames: Pictures, faces: Faces) -> Tensor:
+        """Points ``(N, P, 3)`` in frame pixels of faces in ``(B, 3, H, W) uint8`` frames.
+
+        The frames may also be B pictures ``(3, H, W)`` of different sizes.
+        """
         ...
 
 
@@ -44,7 +47,7 @@ class MeshLandmarker:
     @torch.no_grad()
     def __call__(
         self,
-        frames: Tensor,  # (B, 3, H, W) uint8 RGB
+        frames: Pictures,  # (B, 3, H, W) uint8 RGB, or B of (3, H, W)
         faces: Faces,  # N faces
     ) -> Tensor:
         """Points ``(N, 478, 3) float32`` in frame pixels."""
@@ -55,11 +58,11 @@ class MeshLandmarker:
             points = self._look(frames, faces.frame, five_points(points).contiguous())
         return points
 
-    def _look(self, frames: Tensor, frame: Tensor, five: Tensor) -> Tensor:
+    def _look(self, frames: Pictures, frame: Tensor, five: Tensor) -> Tensor:
         alignment = align(five, self.model.size, template=TEMPLATE, margin=MARGIN)
         crops = alignment.crop(frames, frame)
         if not len(crops):
-            return torch.zeros(0, 478, 3, device=frames.device)
+            return torch.zeros(0, 478, 3, device=five.device)
         found = torch.cat([self.model(part)[0].float() for part in crops.split(BATCH)])
         xy = alignment.inverse_points(found[..., :2])
         return torch.cat([xy, found[..., 2:] / alignment.scale[:, None, None]], -1)
@@ -87,7 +90,7 @@ class Insight106Landmarker:
 
     def __call__(
         self,
-        frames: Tensor,  # (B, 3, H, W) uint8 RGB
+        frames: Pictures,  # (B, 3, H, W) uint8 RGB, or B of (3, H, W)
         faces: Faces,  # N faces
     ) -> Tensor:
         """Points ``(N, 106, 3) float32`` in frame pixels; z is 0.
@@ -96,12 +99,12 @@ class Insight106Landmarker:
         192 px (a view about 1.5 times as wide). Output is in [-1, 1].
         """
         if not len(faces):
-            return torch.zeros(0, 106, 3, device=frames.device)
+            return torch.zeros(0, 106, 3, device=faces.points.device)
         alignment = align(faces.points, self.SIDE, template="ghost", margin=1.5)
         crops = alignment.crop(frames, faces.frame).cpu().numpy() * np.float32(255)
         parts = [crops[i : i + self.batch] for i in range(0, len(crops), self.batch)]
         found = [self.session.run(None, {self.input: part})[0] for part in parts]
         points = torch.from_numpy(np.concatenate(found).reshape(len(faces), 106, 2))
-        points = (points.to(frames.device) + 1) * (self.SIDE / 2)
+        points = (points.to(faces.points.device) + 1) * (self.SIDE / 2)
         xy = alignment.inverse_points(points)
         return torch.cat([xy, torch.zeros_like(xy[..., :1])], -1)

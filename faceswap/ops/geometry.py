@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from faceswap.ops.warp import Padding, blend_rectangle, sample_rectangle
+from faceswap.types import Pictures
 
 _GRID = 112  # side of the square the templates are written on
 _TINY = 1e-3  # least scale of a fit, so that coincident points still give an invertible matrix
@@ -164,7 +165,7 @@ class Alignment:
 
     def crop(
         self,
-        frames: Tensor,  # (B, 3, H, W) uint8, or float in [0, 1]
+        frames: Pictures,  # (B, 3, H, W) or B of (3, H, W), uint8, or float in [0, 1]
         frame: Tensor,  # (N,) int64, which frame each face is in
         *,
         padding: Padding = "zeros",  # what lies outside the frame
@@ -179,9 +180,10 @@ class Alignment:
             for matrix, b in zip(invert(self.matrix).tolist(), frame.tolist(), strict=True)
         ]
         if not crops:
-            return torch.zeros(0, frames.shape[1], self.size, self.size, device=frames.device)
+            channels = frames.shape[1] if isinstance(frames, Tensor) else 3
+            return torch.zeros(0, channels, self.size, self.size, device=self.matrix.device)
         out = torch.cat(crops)
-        return out.div_(255.0) if frames.dtype == torch.uint8 else out
+        return out.div_(255.0) if frames[int(frame[0])].dtype == torch.uint8 else out
 
     def paste(
         self,
