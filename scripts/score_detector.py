@@ -34,6 +34,7 @@ from faceswap.models import load_model
 from faceswap.ops.boxes import box_iou
 from faceswap.ops.geometry import align
 from faceswap.ops.topology import five_points
+from faceswap.train.crowd import shows_others
 from faceswap.train.data import load_crops
 from faceswap.train.label import _around, cut_each, load_script, to_photo
 from faceswap.train.scenes import Composer, load_backgrounds
@@ -158,6 +159,7 @@ def scenes_of(folder: Path, backgrounds: str, count: int) -> Iterator[Labels]:
     """Composed scenes of 640 px with people held back."""
     data = load_crops(folder)
     held = torch.nonzero(data.held_back)[:, 0]
+    held = held[~shows_others(data, held)]
     composer = Composer(
         data, held, load_backgrounds(backgrounds), size=640, smallest=16.0, largest=320.0
     )

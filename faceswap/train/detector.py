@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faceswap.errors import ConfigError
+from faceswap.errors import ConfigError, MediaError
 from faceswap.models import DTYPES, save_model
 from faceswap.models.detector import FaceDetector, Grid
 from faceswap.train.config import DetectorConfig
+from faceswap.train.crowd import shows_others
 from faceswap.train.data import Crops
 from faceswap.train.feed import Feed
 from faceswap.train.loop import Task, check_finite
@@ -25,6 +26,7 @@ from faceswap.train.scenes import Composer, Scenes, load_backgrounds
 RANGES = {8: (0.0, 56.0), 16: (36.0, 150.0), 32: (100.0, float("inf"))}
 _BETWEEN = 1.4  # a face that is outside a range by less than this factor is left open there
 _SHEET = 8  # scenes of a preview
+_SHEET_ROWS = 256  # faces they are made of
 
 
 def assign(grids: list[Grid], scenes: Scenes) -> tuple[Tensor, Tensor]:
@@ -133,7 +135,7 @@ def build(config: DetectorConfig, data: Crops, device: torch.device) -> Task:
 
     Raises:
         ConfigError: a scene that does not fit the grids.
-        MediaError: see `load_backgrounds`.
+        MediaError: see `load_backgrounds`; or no crop shows one face only.
     """
     if config.size % 32:
         raise ConfigError(f"size {config.size}: a scene's side is a multiple of 32")
@@ -141,12 +143,17 @@ def build(config: DetectorConfig, data: Crops, device: torch.device) -> Task:
     net = FaceDetector(**args).to(device).to(memory_format=torch.channels_last)
     backgrounds = load_backgrounds(config.backgrounds)
     rows = torch.nonzero(~data.held_back)[:, 0]
-    held = torch.nonzero(data.held_back)[:, 0]
+    rows = rows if len(rows) else torch.arange(len(data))
+    held = torch.nonzero(data.held_back)[:_SHEET_ROWS, 0]
+    held = held if len(held) else rows[:_SHEET_ROWS]
 
     def composer(of: Tensor) -> Composer:
+        alone = of[~shows_others(data, of)]
+        if not len(alone):
+            raise MediaError("every prepared crop shows a second face; scenes need some without")
         return Composer(
             data,
-            of if len(of) else torch.arange(len(data)),
+            alone,
             backgrounds,
             size=config.size,
             smallest=config.smallest,

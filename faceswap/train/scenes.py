@@ -21,7 +21,7 @@ from torch import Tensor
 from faceswap.errors import MediaError
 from faceswap.ops.topology import SURFACE, five_points
 from faceswap.train.data import Crops, jitter_color
-from faceswap.train.degrade import degrade
+from faceswap.train.degrade import blur, degrade, jpeg
 from faceswap.train.photos import decode, find_photos
 
 _MIRRORED = [1, 0, 2, 4, 3]  # which of the five points each becomes
@@ -75,7 +75,7 @@ class Composer:
 
     Args:
         data: prepared faces.
-        rows: those that may be used.
+        rows: those that may be used; crops that show a second face are better left out.
         backgrounds: pictures without faces.
         size: side S of a scene.
         smallest: px, a smaller face (root of its box's area) is in the picture but not asked for.
@@ -111,9 +111,8 @@ class Composer:
         batch = jitter_color(batch, 0.35, generator)
         grey = torch.rand(n, 1, 1, 1, generator=generator) < 0.1
         batch = torch.where(grey, batch.mean(1, keepdim=True), batch)
-        batch = degrade(batch, 0.4, generator, smallest=0.6, noise=0.05)
         return Scenes(
-            batch,
+            _taken_badly(batch, generator),
             torch.tensor(frames, dtype=torch.int64),
             torch.stack(boxes) if boxes else torch.zeros(0, 4),
             torch.stack(points) if points else torch.zeros(0, 5, 2),
@@ -183,8 +182,14 @@ class _Scene:
             cells = torch.rand(3, side, side, generator=self.generator)
             mode = "bilinear" if b < 0.8 else "nearest"
             return F.interpolate(cells[None], size=(96, 96), mode=mode)[0]
-        if kind < 0.3:  # a face cut to blocks: its colours and textures without its order
+        if kind < 0.27:  # a face cut to blocks: its colours and textures without its order
             return _shuffled(self._crop()[0], self.generator)
+        if kind < 0.36:  # an eye, a cheek, half a mouth
+            return self._face_part(0.15 + 0.3 * a, b, c)
+        if kind < 0.45:  # what lies around a face: hair, collar, shoulders, the room
+            beside = self._beside_face(0.2 + 0.3 * a)
+            if beside is not None:
+                return beside
         picture = self.c.backgrounds[int(a * len(self.c.backgrounds)) % len(self.c.backgrounds)]
         height, width = picture.shape[1:]
         side = int(min(height, width) * (0.15 + 0.85 * b))
@@ -195,6 +200,29 @@ class _Scene:
             piece = F.interpolate(whole, size=self.size, mode="bilinear", antialias=True)[0]
         piece = piece.float() / 255
         return piece.flip(2) if c < 0.5 else piece
+
+    def _face_part(self, share: float, across: float, down: float) -> Tensor:
+        """A square piece out of a face, its side a share of the face's."""
+        crop, mesh = self._crop()
+        low, high = mesh[:SURFACE, :2].amin(0), mesh[:SURFACE, :2].amax(0)
+        side = max(8, int(share * float((high - low).prod().sqrt())))
+        at = low + (high - low - side) * torch.tensor([across, down])
+        left, top = at.clamp(0, crop.shape[-1] - side).long().tolist()
+        return crop[:, top : top + side, left : left + side]
+
+    def _beside_face(self, share: float) -> Tensor | None:
+        """A square piece of a crop that touches its face little, if one is found."""
+        crop, mesh = self._crop()
+        low, high = mesh[:SURFACE, :2].amin(0), mesh[:SURFACE, :2].amax(0)
+        side = int(share * crop.shape[-1])
+        for _ in range(_TRIES):
+            at = ((crop.shape[-1] - side) * torch.tensor(self._uniform(2))).floor()
+            both = (torch.minimum(high, at + side) - torch.maximum(low, at)).clamp_min(0)
+            if float(both.prod()) < 0.05 * side * side:
+                left, top = at.long().tolist()
+                piece: Tensor = crop[:, top : top + side, left : left + side]
+                return piece
+        return None
 
     # ------------------------------------------------------------ putting things in
 
@@ -223,26 +251,26 @@ class _Scene:
         crop, mesh = self._crop()
         own = mesh[:SURFACE, :2]
         extent = own.amax(0) - own.amin(0)
-        low, high = math.log(0.7 * self.c.smallest), math.log(self.c.largest)
+        least, most = math.log(0.7 * self.c.smallest), math.log(self.c.largest)
         u = self._uniform(6)
-        wanted = math.exp(low + (high - low) * u[0])
+        wanted = math.exp(least + (most - least) * u[0])
         scale = wanted / float(extent.prod().sqrt())
         turn, flip = self._angle(), u[1] < 0.5
-        reach = 0.5 * wanted * 1.3
-        for _ in range(_TRIES):
-            x, y = (self.size * v for v in self._uniform(2))
-            matrix = _similarity(crop.shape[-1], scale, turn, (x, y), flip)
-            # As far as the middle of the crop: later ones stay off this one, and it off them.
-            if not self._touches((x - reach, y - reach, x + reach, y + reach), 0.25):
-                break
-        else:
-            return
         half = 0.5 * crop.shape[-1]
         shape = _Shape(
             (half * (0.5 + 0.5 * u[2]), half * (0.56 + 0.44 * u[3])),
             2 + 6 * u[4] ** 2,
             0.03 + 0.2 * u[5],
         )
+        wide, high = (scale * side for side in shape.half)
+        for _ in range(_TRIES):
+            x, y = (self.size * v for v in self._uniform(2))
+            # With all it brings along: a face it covers would be asked for and not be there.
+            if not self._touches((x - wide, y - high, x + wide, y + high), 0.25):
+                break
+        else:
+            return
+        matrix = _similarity(crop.shape[-1], scale, turn, (x, y), flip)
         area = (0, 0, self.size, self.size)
         self._put(crop, matrix, area, shape)
         if self._note(mesh, matrix, area) and self._uniform(1)[0] < 0.2:
@@ -372,6 +400,20 @@ class _Scene:
             return
         mask = shape.mask(at_x - (width - 1) / 2, at_y - (height - 1) / 2)
         region.lerp_(view, mask.expand_as(view))
+
+
+def _taken_badly(scenes: Tensor, generator: torch.Generator) -> Tensor:
+    """Scenes ``(B, 3, S, S)`` in [0, 1], some dark, out of focus, coarse, noisy or compressed."""
+    u = torch.rand(len(scenes), 5, generator=generator)
+    scenes = scenes * torch.where(u[:, 0] < 0.15, 0.15 + 0.5 * u[:, 1], 1.0).view(-1, 1, 1, 1)
+    soft = torch.nonzero(u[:, 2] < 0.15)[:, 0]
+    if len(soft):
+        much = torch.rand(len(soft), 3, generator=generator)
+        thin = torch.where(much[:, 1] < 0.5, 1.0, 0.15)
+        scenes[soft] = blur(scenes[soft], 0.4 + 1.4 * much[:, 0], thin, much[:, 2] * math.pi)
+    scenes = degrade(scenes, 0.4, generator, smallest=0.6, noise=0.05)
+    quality = torch.where(u[:, 3] < 0.4, 25 + 65 * u[:, 4], 100.0)
+    return jpeg(scenes, quality.round().long())
 
 
 @dataclass(frozen=True, slots=True)
