@@ -48,6 +48,9 @@ class DetectorConfig(Settings):
     finds smaller faces and takes longer. null: the detector's own for photos or for clips."""
     rotate: bool = True
     """Look again at 90, 180 and 270 degrees where nothing is found upright."""
+    weights: str | None = None
+    """Weight file of your own (`configs/lite_detector.yaml` trains one), or a name, in place of the
+    pack's detector."""
 
 
 class MaskConfig(Settings):

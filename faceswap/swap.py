@@ -26,6 +26,7 @@ from faceswap.faces.detect import (
     VIDEO_SIDES,
     CenterFaceDetector,
     Detector,
+    GridDetector,
     ScrfdDetector,
     detect_any_rotation,
 )
@@ -34,6 +35,7 @@ from faceswap.faces.landmarks import Insight106Landmarker, Landmarker, MeshLandm
 from faceswap.models import load_model, to_precision
 from faceswap.models.aei import AEINet
 from faceswap.models.centerface import CenterFace
+from faceswap.models.detector import FaceDetector
 from faceswap.models.fused import Condition, FusedAEINet, fuse
 from faceswap.models.guided import GuidedAEINet
 from faceswap.models.iresnet import IResNet
@@ -121,8 +123,9 @@ class Swapper:
         """
         pack = weights.pack(config.pack)
         device = choose_device(config.device)
-        needed = [name for name in pack.weights if not (config.swapper and name == pack.swapper)]
-        missing = [name for name in needed if not weights.present(name)]
+        replaced = {pack.swapper} if config.swapper else set()
+        replaced |= {pack.detector} if config.detector.weights else set()
+        missing = [n for n in pack.weights if n not in replaced and not weights.present(n)]
         if missing:
             raise MissingWeightError(
                 f"pack {pack.name}: {', '.join(missing)} not here; get them with: "
@@ -495,15 +498,29 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
 def _load_detector(
     config: SwapConfig, pack: weights.Pack, device: torch.device, *, video: bool
 ) -> Detector:
+    """The detector that the settings or the pack name: CenterFace, SCRFD, or one of our training.
+
+    Raises:
+        ConfigError: nobody knows the name, or the file holds another kind of network.
+        MissingWeightError, WeightError: see `load_model`.
+    """
     settings = config.detector
-    if weights.entry(pack.detector).arch == "centerface":
-        model = CenterFace.from_onnx(weights.resolve(pack.detector)).to(device).eval()
-        sides = settings.sides or (VIDEO_SIDES if video else PHOTO_SIDES)
-        fine = 0 if video or settings.sides else PHOTO_FINE
-        threshold = settings.threshold or 0.5
+    name = settings.weights or pack.detector
+    known = weights.entries().get(name)
+    if known is not None and known.arch not in ("centerface", "detector"):
+        if known.role != "detector":
+            raise ConfigError(f"{name} is no detector: its role is {known.role}")
+        return ScrfdDetector(weights.resolve(name), threshold=settings.threshold or 0.6)
+    sides = settings.sides or (VIDEO_SIDES if video else PHOTO_SIDES)
+    fine = 0 if video or settings.sides else PHOTO_FINE
+    threshold = settings.threshold or 0.5
+    if known is not None and known.arch == "centerface":
+        model = CenterFace.from_onnx(weights.resolve(name)).to(device).eval()
         return CenterFaceDetector(model, sides=sides, fine=fine, threshold=threshold)
-    path = weights.resolve(pack.detector)
-    return ScrfdDetector(path, threshold=settings.threshold or 0.6)
+    network = load_model(name, device=device)
+    if not isinstance(network, FaceDetector):
+        raise ConfigError(f"{name}: holds a {type(network).__name__}, which is no detector")
+    return GridDetector(network.folded(), sides=sides, fine=fine, threshold=threshold)
 
 
 def _load_encoder(pack: weights.Pack, device: torch.device) -> IdentityEncoder:

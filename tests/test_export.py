@@ -13,8 +13,10 @@ from faceswap.train.export import export, exportable, find_weights
 ARGS = {
     "aei": {"size": 32, "width": 0.125, "num_blocks": 2, "embedding_size": 16},
     "aei_guided": {"widths": (8, 8, 16, 16, 16), "embedding_size": 16, "shape_rank": 4},
+    "detector": {"widths": (8, 8, 8, 12, 12), "neck": 8},
     "identity": {"widths": (8, 8, 16), "depths": (1, 1, 1), "embedding_size": 16},
     "mesh": {"widths": (8,) * 4, "depths": (1,) * 4, "rank": 8, "size": 64},
+    "restorer": {"widths": (8, 12), "depths": (1, 1)},
 }
 
 
@@ -46,6 +48,38 @@ def test_onnx_gives_the_same(run, arch):
         for a, b in zip(found, expected, strict=True):
             assert a.shape == tuple(b.shape)
             assert (torch.from_numpy(a) - b).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arch", "sizes"),
+    [
+        ("detector", [(32, 32), (96, 160), (224, 64)]),
+        ("restorer", [(16, 16), (64, 40), (128, 128)]),
+    ],
+)
+def test_pictures_of_any_size(run, arch, sizes):
+    """Another height, width and number than the example's."""
+    path = export(run(arch), "onnx")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    network = load_model(path.with_suffix(".safetensors"))
+    for n, (height, width) in enumerate(sizes, start=1):
+        pictures = torch.rand(n, 3, height, width)
+        (name,) = (each.name for each in session.get_inputs())
+        found = [torch.from_numpy(x) for x in session.run(None, {name: pictures.numpy()})]
+        with torch.no_grad():
+            expected = network(pictures)
+        if arch == "restorer":
+            assert (found[0] - expected).abs().max() < 1e-3
+            continue
+        begin = 0
+        for grid in expected:  # the cells of the three grids one after the other
+            end = begin + grid.score[0].numel()
+            score, box, points = (column[:, begin:end] for column in found)
+            assert (score - grid.score.flatten(1).sigmoid()).abs().max() < 1e-3
+            assert (box - grid.box.flatten(1, 2)).abs().max() < 1e-3
+            assert (points - grid.points.flatten(1, 2)).abs().max() < 1e-3
+            begin = end
+        assert begin == found[0].shape[1]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Labels are those of the prepared crops: the box around the teacher's mesh, and i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,7 +30,18 @@ _SHEET = 8  # scenes of a preview
 _SHEET_ROWS = 256  # faces they are made of
 
 
-def assign(grids: list[Grid], scenes: Scenes) -> tuple[Tensor, Tensor]:
+def from_edge(scenes: Scenes) -> Scenes:
+    """Labels as the grids count: from the picture's edge, where a pixel's middle is at 1/2.
+
+    Pictures have pixel middles at whole numbers (see `faceswap.faces.detect`, which goes back).
+    """
+    return replace(scenes, box=scenes.box + 0.5, points=scenes.points + 0.5)
+
+
+def assign(
+    grids: list[Grid],
+    scenes: Scenes,  # labels `from_edge`
+) -> tuple[Tensor, Tensor]:
     """Which cells have to see which face.
 
     A face belongs to the cells around its middle (three quarters of a cell, or 15 % of its size)
@@ -106,6 +118,7 @@ def detector_losses(grids: list[Grid], scenes: Scenes) -> tuple[dict[str, Tensor
     Points are in units of the face's size (root of its box's area), by smooth L1 that turns into a
     straight line at 2 %.
     """
+    scenes = from_edge(scenes)
     owner, open_ = assign(grids, scenes)
     device = scenes.images.device
     owner, open_ = owner.to(device), open_.to(device)
@@ -195,7 +208,8 @@ def build(config: DetectorConfig, data: Crops, device: torch.device) -> Task:
         for grid in average(scenes.images):
             found = torch.nonzero(grid.score > 0)
             for frame, y, x in found.tolist():
-                draw_face(pictures[frame], grid.box[frame, y, x], grid.points[frame, y, x])
+                at = frame, y, x
+                draw_face(pictures[frame], grid.box[at] - 0.5, grid.points[at] - 0.5)
         save_sheet(path, list(pictures.split(_SHEET // 2)))
 
     def export(average: nn.Module, out: Path) -> None:

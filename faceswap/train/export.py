@@ -1,7 +1,11 @@
 """Trained networks as files for elsewhere: safetensors for this package, ONNX for any other.
 
 An ONNX file takes any number of faces. Inputs and outputs have the names, shapes and ranges of the
-network's ``forward``; the guide of a guided network is given as its six pictures.
+network's ``forward``; the guide of a guided network is given as its six pictures. Restorer and
+detector also take pictures of any size whose sides are a multiple of their coarsest stride. The
+detector's three grids come out as one list of cells: a score in [0, 1], a box and five points, in
+pixels from the picture's edge (take off 1/2 for pixel middles at whole numbers), before any
+non-maximum suppression.
 """
 
 from __future__ import annotations
@@ -18,10 +22,12 @@ from faceswap.errors import ConfigError, MediaError, MissingWeightError
 from faceswap.models import load_model, save_model
 from faceswap.models.aei import AEINet
 from faceswap.models.checkpoint import read_checkpoint
+from faceswap.models.detector import FaceDetector
 from faceswap.models.guided import GuidedAEINet
 from faceswap.models.identity import IdentityNet
 from faceswap.models.iresnet import INPUT_SIZE, IResNet
 from faceswap.models.mesh import MeshNet
+from faceswap.models.restorer import Restorer
 from faceswap.types import Guide
 
 OPSET = 17
@@ -36,6 +42,7 @@ class Exported:
     network: nn.Module  # takes tensors only
     inputs: dict[str, Tensor]  # an example, two faces
     outputs: tuple[str, ...]
+    free: bool = False  # pictures of any height and width
 
 
 class _Swap(nn.Module):
@@ -59,6 +66,31 @@ class _GuidedSwap(nn.Module):
     def forward(self, target: Tensor, identity: Tensor, *guide: Tensor) -> Tensor:
         swapped: Tensor = self.net(target, identity, Guide(*guide))
         return swapped
+
+
+class _Restore(nn.Module):
+    """A restorer without its padding, which would be fixed at that of the example."""
+
+    def __init__(self, net: Restorer) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, face: Tensor) -> Tensor:
+        return (face + self.net.correction(face)).clamp(0, 1)
+
+
+class _Detect(nn.Module):
+    """A detector whose grids are one list of cells."""
+
+    def __init__(self, net: FaceDetector) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        grids = self.net(frames)
+        score = torch.cat([grid.score.flatten(1) for grid in grids], 1).sigmoid()
+        box = torch.cat([grid.box.flatten(1, 2) for grid in grids], 1)
+        return score, box, torch.cat([grid.points.flatten(1, 2) for grid in grids], 1)
 
 
 def exportable(network: nn.Module) -> Exported:
@@ -85,7 +117,15 @@ def exportable(network: nn.Module) -> Exported:
         return Exported(network, {"face": pictures(3, side)}, ("identity",))
     if isinstance(network, MeshNet):
         return Exported(network, {"face": pictures(3, network.size)}, ("points", "presence"))
-    raise ConfigError(f"a {type(network).__name__} cannot be exported to ONNX")
+    if isinstance(network, Restorer):
+        side = 4 * network.stride
+        return Exported(_Restore(network), {"face": pictures(3, side)}, ("restored",), free=True)
+    if isinstance(network, FaceDetector):
+        outputs = ("score", "box", "points")
+        return Exported(_Detect(network), {"frames": pictures(3, 96)}, outputs, free=True)
+    raise ConfigError(
+        f"a {type(network).__name__} cannot be exported to ONNX: it is of use in training only"
+    )
 
 
 def find_weights(run: Path) -> Path:
@@ -149,10 +189,13 @@ def write_onnx(network: nn.Module, path: Path) -> None:
     """One ONNX file with a dynamic number of faces, from a network in eval mode.
 
     By torch's older exporter: the newer one needs onnxscript, and gains nothing for these
-    networks, whose only dynamic size is the first.
+    networks.
     """
     parts = exportable(network)
-    names = [*parts.inputs, *parts.outputs]
+    axes = {name: {0: "faces"} for name in (*parts.inputs, *parts.outputs)}
+    if parts.free:
+        for name in parts.inputs:
+            axes[name] |= {2: "height", 3: "width"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its deprecation, and of constants in shape checks
         torch.onnx.export(
@@ -163,5 +206,5 @@ def write_onnx(network: nn.Module, path: Path) -> None:
             opset_version=OPSET,
             input_names=list(parts.inputs),
             output_names=list(parts.outputs),
-            dynamic_axes={name: {0: "faces"} for name in names},
+            dynamic_axes=axes,
         )
