@@ -34,10 +34,11 @@ from faceswap.models import load_model
 from faceswap.ops.boxes import box_iou
 from faceswap.ops.geometry import align
 from faceswap.ops.topology import five_points
+from faceswap.train.collage import Material
 from faceswap.train.crowd import shows_others
 from faceswap.train.data import load_crops
 from faceswap.train.label import _around, cut_each, load_script, to_photo
-from faceswap.train.scenes import Composer, load_backgrounds
+from faceswap.train.scenes import draw_scenes, load_backgrounds
 from faceswap.types import Faces
 
 LOW = 0.05  # threshold of the curves
@@ -160,12 +161,12 @@ def scenes_of(folder: Path, backgrounds: str, count: int) -> Iterator[Labels]:
     data = load_crops(folder)
     held = torch.nonzero(data.held_back)[:, 0]
     held = held[~shows_others(data, held)]
-    composer = Composer(
+    material = Material(
         data, held, load_backgrounds(backgrounds), size=640, smallest=16.0, largest=320.0
     )
     generator = torch.Generator().manual_seed(11)
     for _ in range(count):
-        scenes = composer.draw(1, generator)
+        scenes = draw_scenes(material, 1, generator)
         frame = scenes.images[0].mul(255).round().byte()
         keep = scenes.counts
         yield Labels(frame, scenes.box[keep], scenes.points[keep], scenes.box[~keep])

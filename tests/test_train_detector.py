@@ -18,6 +18,7 @@ from faceswap.models.detector import Grid
 from faceswap.ops.boxes import box_iou
 from faceswap.ops.topology import five_points
 from faceswap.swap import Swapper
+from faceswap.train.collage import Material
 from faceswap.train.config import DetectorConfig, load_train_config
 from faceswap.train.crowd import shows_others
 from faceswap.train.data import load_crops
@@ -29,7 +30,7 @@ from faceswap.train.detector import (
     quality_focal_loss,
 )
 from faceswap.train.run import run_training
-from faceswap.train.scenes import Composer, Scenes, load_backgrounds
+from faceswap.train.scenes import Scenes, draw_scenes, load_backgrounds
 from faceswap.types import Faces
 
 ROOT = Path(__file__).parents[1]
@@ -131,11 +132,11 @@ def test_the_shipped_size():
 # ---------------------------------------------------------------- scenes
 
 
-def composer(home: Path, **changed: float) -> Composer:
+def material(home: Path, **changed: float) -> Material:
     data = load_crops(home / "data")
     sizes = {"size": 128, "smallest": 10.0, "largest": 60.0, **changed}
     rows = torch.arange(len(data))
-    return Composer(
+    return Material(
         data,
         rows,
         load_backgrounds(""),
@@ -144,8 +145,8 @@ def composer(home: Path, **changed: float) -> Composer:
 
 
 def test_scenes_are_what_the_seed_says(home):
-    make = composer(home)
-    one, two, other = (make.draw(3, torch.Generator().manual_seed(s)) for s in (4, 4, 5))
+    make = material(home)
+    one, two, other = (draw_scenes(make, 3, torch.Generator().manual_seed(s)) for s in (4, 4, 5))
     assert torch.equal(one.images, two.images)
     assert torch.equal(one.box, two.box)
     assert not torch.equal(one.images, other.images)
@@ -155,10 +156,10 @@ def test_scenes_are_what_the_seed_says(home):
 
 def test_points_lie_where_the_drawing_has_them(home):
     """Both eyes of a face have one colour; so have they in the scene, mirrored or turned."""
-    make = composer(home, size=256, largest=120.0, smallest=40.0)
+    make = material(home, size=256, largest=120.0, smallest=40.0)
     seen = 0
     for seed in range(6):
-        scenes = make.draw(4, torch.Generator().manual_seed(seed))
+        scenes = draw_scenes(make, 4, torch.Generator().manual_seed(seed))
         for i in torch.nonzero(scenes.counts)[:, 0].tolist():
             box, five = scenes.box[i], scenes.points[i]
             assert (five >= box[:2] - 1).all()
@@ -179,7 +180,7 @@ def test_points_lie_where_the_drawing_has_them(home):
 
 
 def test_hidden_and_tiny_faces_do_not_count(home):
-    scenes = composer(home, smallest=24.0).draw(24, torch.Generator().manual_seed(0))
+    scenes = draw_scenes(material(home, smallest=24.0), 24, torch.Generator().manual_seed(0))
     extent = (scenes.box[:, 2:] - scenes.box[:, :2]).clamp_min(0)
     size = extent.prod(1).sqrt()
     assert (size[scenes.counts] >= 24).all()
@@ -286,10 +287,10 @@ def test_a_head_that_is_right_costs_nothing():
     )
     terms, error = detector_losses(grids, pixels)
     assert all(float(value) < 1e-6 for value in terms.values())
-    assert error == 0
+    assert float(error) == 0
     moved = [g._replace(points=g.points + 2.0) for g in grids]
     terms, error = detector_losses(moved, pixels)
-    assert error == pytest.approx(math.sqrt(8) / 20)
+    assert float(error) == pytest.approx(math.sqrt(8) / 20)
     assert float(terms["points"]) == pytest.approx(0.1 - 0.01, rel=1e-4)  # |x| - beta / 2
 
 
@@ -312,7 +313,9 @@ SHORT = {
 @pytest.fixture(scope="module")
 def learned(home):
     """Scenes, and a network trained on just them for a few seconds."""
-    scenes = composer(home, size=96, smallest=14.0).draw(12, torch.Generator().manual_seed(3))
+    scenes = draw_scenes(
+        material(home, size=96, smallest=14.0), 12, torch.Generator().manual_seed(3)
+    )
     torch.manual_seed(0)
     net = build("detector", widths=(8, 16, 24, 24, 24), depths=(1, 1, 1), neck=24)
     optimizer = torch.optim.AdamW(net.parameters())

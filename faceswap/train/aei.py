@@ -21,7 +21,7 @@ from faceswap.train.config import AeiConfig
 from faceswap.train.critics import IdentityCritic, PairClassifier
 from faceswap.train.data import Crops
 from faceswap.train.judges import EyeJudge, IdentityJudge, mean_embedding
-from faceswap.train.loop import Task, check_finite
+from faceswap.train.loop import Task, Term, add_terms, check_finite
 from faceswap.train.losses import (
     attribute_loss,
     cycle_loss,
@@ -116,12 +116,12 @@ def build(config: AeiConfig, data: Crops, device: torch.device, group: Group = A
         ),
     }
 
-    def step(index: int, generator: torch.Generator) -> dict[str, float]:
+    def step(index: int, generator: torch.Generator) -> dict[str, Term]:
         draw = feed.take(index, generator)
         parts = sampler.views(draw, generator).split(config.accumulate)
         # Same-person pairs of the whole batch: parts and processes then add up to its loss.
         count = draw.count / (config.accumulate * group.world)
-        seen: dict[str, float] = {}
+        seen: dict[str, Term] = {}
         swaps = _swapper_turn(players, optimizers["swapper"], parts, count, generator, seen)
         _critics_turn(players, optimizers["critics"], swaps, index, seen)
         gradients.scaler.update()
@@ -149,18 +149,13 @@ def _make_critics(config: AeiConfig, embedding_size: int) -> nn.ModuleDict:
     return critics
 
 
-def _add(seen: dict[str, float], terms: dict[str, Tensor], parts: int) -> None:
-    for name, value in terms.items():
-        seen[name] = seen.get(name, 0.0) + float(value.detach()) / parts
-
-
 def _swapper_turn(
     players: _Players,
     optimizer: torch.optim.Optimizer,
     parts: Sequence[Pairs],
     count: float,
     generator: torch.Generator,
-    seen: dict[str, float],
+    seen: dict[str, Term],
 ) -> list[_Swap]:
     """One step of the generator; what it made."""
     players.critics.requires_grad_(False)
@@ -179,7 +174,7 @@ def _swapper_turn(
         check_finite(terms)
         weights = players.config.losses.model_dump()
         players.gradients.backward(torch.stack([weights[k] * v for k, v in terms.items()]).sum())
-        _add(seen, terms, len(parts))
+        add_terms(seen, terms, 1 / len(parts))
         swaps.append(_Swap(pairs, identity, swapped.detach()))
     players.gradients.step(optimizer, players.swapper.parameters(), players.config.clip_norm)
     players.critics.requires_grad_(True)
@@ -247,7 +242,7 @@ def _critics_turn(
     optimizer: torch.optim.Optimizer,
     swaps: list[_Swap],
     index: int,
-    seen: dict[str, float],
+    seen: dict[str, Term],
 ) -> None:
     """One step of the discriminator and of the other critics that are on."""
     on = players.config.losses
@@ -277,5 +272,5 @@ def _critics_turn(
             total = total + on.r1 * players.config.r1_every * terms["r1"]
         check_finite(terms)
         players.gradients.backward(total)
-        _add(seen, terms, len(swaps))
+        add_terms(seen, terms, 1 / len(swaps))
     players.gradients.step(optimizer, players.critics.parameters())

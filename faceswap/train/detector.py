@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from faceswap.errors import ConfigError, MediaError
 from faceswap.models import DTYPES, save_model
 from faceswap.models.detector import FaceDetector, Grid
+from faceswap.train.collage import Material
 from faceswap.train.config import DetectorConfig
 from faceswap.train.crowd import shows_others
 from faceswap.train.data import Crops
 from faceswap.train.feed import Feed
 from faceswap.train.loop import Task, check_finite
 from faceswap.train.preview import save_sheet
-from faceswap.train.scenes import Composer, Scenes, load_backgrounds
+from faceswap.train.scenes import Scenes, draw_scenes, load_backgrounds
 
 # px, root of the box's area: faces each grid answers for; they overlap
 RANGES = {8: (0.0, 56.0), 16: (36.0, 150.0), 32: (100.0, float("inf"))}
@@ -112,7 +113,7 @@ def generalised_iou(
     return iou, iou - 1 + either / around.prod(1).clamp_min(1e-6)
 
 
-def detector_losses(grids: list[Grid], scenes: Scenes) -> tuple[dict[str, Tensor], float]:
+def detector_losses(grids: list[Grid], scenes: Scenes) -> tuple[dict[str, Tensor], Tensor]:
     """The terms "score", "box" and "points", and the mean error of the points.
 
     Points are in units of the face's size (root of its box's area), by smooth L1 that turns into a
@@ -140,7 +141,7 @@ def detector_losses(grids: list[Grid], scenes: Scenes) -> tuple[dict[str, Tensor
         "points": F.smooth_l1_loss(off, torch.zeros_like(off), beta=0.02, reduction="sum")
         / (10 * number),
     }
-    return terms, float(off.detach().norm(dim=2).sum()) / (5 * number)
+    return terms, off.detach().norm(dim=2).sum() / (5 * number)
 
 
 def build(config: DetectorConfig, data: Crops, device: torch.device) -> Task:
@@ -160,11 +161,11 @@ def build(config: DetectorConfig, data: Crops, device: torch.device) -> Task:
     held = torch.nonzero(data.held_back)[:_SHEET_ROWS, 0]
     held = held if len(held) else rows[:_SHEET_ROWS]
 
-    def composer(of: Tensor) -> Composer:
+    def material(of: Tensor) -> Material:
         alone = of[~shows_others(data, of)]
         if not len(alone):
             raise MediaError("every prepared crop shows a second face; scenes need some without")
-        return Composer(
+        return Material(
             data,
             alone,
             backgrounds,
@@ -173,20 +174,20 @@ def build(config: DetectorConfig, data: Crops, device: torch.device) -> Task:
             largest=config.largest,
         )
 
-    training, unseen = composer(rows), composer(held)
+    training, unseen = material(rows), material(held)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=1e-3)
     dtype = DTYPES[config.precision]
     weights = config.losses.model_dump()
 
     feed = Feed(
-        lambda generator: training.draw(config.batch_size, generator),
+        lambda generator: draw_scenes(training, config.batch_size, generator),
         seed=config.seed,
         workers=config.workers,
         ahead=config.ahead,
         wait=data.wait,
     )
 
-    def step(index: int, generator: torch.Generator) -> dict[str, float]:
+    def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         scenes = feed.take(index, generator).to(device)
         net.train()
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -198,11 +199,11 @@ def build(config: DetectorConfig, data: Crops, device: torch.device) -> Task:
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 10.0)
         optimizer.step()
-        return {**{name: float(value.detach()) for name, value in terms.items()}, "error": error}
+        return {**terms, "error": error}
 
     @torch.no_grad()
     def preview(average: nn.Module, path: Path) -> None:
-        scenes = unseen.draw(_SHEET, torch.Generator().manual_seed(5)).to(device)
+        scenes = draw_scenes(unseen, _SHEET, torch.Generator().manual_seed(5)).to(device)
         average.eval()
         pictures = scenes.images.clone().cpu()
         for grid in average(scenes.images):

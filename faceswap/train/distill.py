@@ -15,7 +15,7 @@ from faceswap.models.aei import AEINet
 from faceswap.train.config import DistillConfig
 from faceswap.train.data import Crops
 from faceswap.train.judges import IdentityJudge, mean_embedding
-from faceswap.train.loop import Task, check_finite
+from faceswap.train.loop import Task, Term, add_terms, check_finite
 from faceswap.train.losses import attribute_loss
 from faceswap.train.parallel import ALONE, Group
 from faceswap.train.swapping import (
@@ -63,10 +63,10 @@ def build(config: DistillConfig, data: Crops, device: torch.device, group: Group
     forward = torch.compile(student) if config.compile else student
     weights = config.losses.model_dump()
 
-    def step(index: int, generator: torch.Generator) -> dict[str, float]:
+    def step(index: int, generator: torch.Generator) -> dict[str, Term]:
         batch = sampler.views(feed.take(index, generator), generator)
         student.train()
-        seen: dict[str, float] = {}
+        seen: dict[str, Term] = {}
         parts = batch.split(config.accumulate)
         for pairs in parts:
             with gradients.autocast():
@@ -84,8 +84,7 @@ def build(config: DistillConfig, data: Crops, device: torch.device, group: Group
                     terms["identity"] = judge.distance(judge.each(made, pairs.points), theirs)
             check_finite(terms)
             gradients.backward(torch.stack([weights[k] * v for k, v in terms.items()]).sum())
-            for name, value in terms.items():
-                seen[name] = seen.get(name, 0.0) + float(value.detach()) / len(parts)
+            add_terms(seen, terms, 1 / len(parts))
         gradients.step(optimizer, student.parameters(), config.clip_norm)
         gradients.scaler.update()
         return seen

@@ -19,7 +19,7 @@ from faceswap.ops.geometry import align
 from faceswap.train.config import TrainConfig
 from faceswap.train.data import Crops, cut, jitter_color, jitter_matrix
 from faceswap.train.degrade import degrade
-from faceswap.train.loop import Task, autocast, check_finite
+from faceswap.train.loop import Task, Term, autocast, check_finite
 
 WEIGHTS = {"direction": 1.0, "relation": 10.0, "ranking": 0.3}
 
@@ -73,7 +73,7 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     gallery = F.normalize(teacher[rows]).to(device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=0.05, fused=True)
 
-    def step(index: int, generator: torch.Generator) -> dict[str, float]:
+    def step(index: int, generator: torch.Generator) -> dict[str, Term]:
         n = config.batch_size
         pick = rows[torch.randint(len(rows), (n,), generator=generator)]
         flip = torch.rand(n, generator=generator) < 0.5
@@ -104,8 +104,8 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         torch.stack([weight[name] * value for name, value in terms.items()]).sum().backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
-        seen = {"cosine": 1 - direction.item()}
-        seen |= {name: terms[name].item() for name in ("relation", "ranking")}
+        seen: dict[str, Term] = {"cosine": 1 - direction}
+        seen |= {name: terms[name] for name in ("relation", "ranking")}
         if index % 100 == 99:
             seen["held_back_x20"] = 20 * _agreement(net)
         return seen

@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -31,6 +31,7 @@ from faceswap.train.parallel import ALONE, Group
 from faceswap.train.record import Record
 
 CHECKPOINT = "last.pt"
+Term = float | torch.Tensor  # a loss term: a number, or a tensor of one
 
 
 class NonFiniteLossError(FaceSwapError, ArithmeticError):
@@ -43,8 +44,9 @@ class Task:
 
     networks: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Optimizer]
-    # (step, generator seeded for that step) -> loss terms by name; does backward and steps itself
-    step: Callable[[int, torch.Generator], dict[str, float]]
+    # (step, generator seeded for that step) -> loss terms by name; does backward and steps itself.
+    # Terms may stay on the device: reading each would make the CPU wait for it.
+    step: Callable[[int, torch.Generator], Mapping[str, Term]]
     ema: str  # the network an exponential moving average is kept of
     export: Callable[[nn.Module, Path], None]  # writes that average for use
     preview: Callable[[nn.Module, Path], None] | None = None
@@ -91,15 +93,16 @@ def check_finite(terms: dict[str, torch.Tensor]) -> None:
     Raises:
         NonFiniteLossError: names the terms.
     """
-    bad = [name for name, value in terms.items() if not bool(torch.isfinite(value))]
-    if bad:
+    values = torch.stack([value.detach().float() for value in terms.values()])
+    if not bool(torch.isfinite(values).all()):  # one wait for the device, whatever their number
+        bad = [name for name, value in terms.items() if not bool(torch.isfinite(value))]
         raise NonFiniteLossError(
             f"loss is not finite: {', '.join(bad)}; lower the learning rate or that term's weight"
         )
 
 
 def save_checkpoint(
-    path: Path, task: Task, step: int, *, sums: dict[str, float] | None = None, keep: int = 1
+    path: Path, task: Task, step: int, *, sums: Mapping[str, Term] | None = None, keep: int = 1
 ) -> None:
     """Full state, written beside the old file and then renamed over it.
 
@@ -120,7 +123,7 @@ def save_checkpoint(
         "optimizers": {k: v.state_dict() for k, v in task.optimizers.items()},
         "scalers": {k: v.state_dict() for k, v in task.scalers.items()},
         "rng": torch.get_rng_state(),
-        "sums": dict(sums or {}),
+        "sums": {name: float(value) for name, value in (sums or {}).items()},
         "config": task.config,
     }
     part = path.with_suffix(".part")
@@ -175,6 +178,14 @@ def _update_average(average: nn.Module, network: nn.Module, decay: float) -> Non
                 old.lerp_(new, 1 - decay)
             else:
                 old.copy_(new)
+
+
+def add_terms(sums: dict[str, Term], terms: Mapping[str, Term], share: float = 1.0) -> None:
+    """Add a share of loss terms to their sums, which stay where the terms are."""
+    for name, value in terms.items():
+        # In fp64, as a number read from the device would be added.
+        mine = value.detach().double() if isinstance(value, torch.Tensor) else value
+        sums[name] = sums.get(name, 0.0) + mine * share
 
 
 def set_rates(task: Task, rate: float) -> None:
@@ -235,7 +246,11 @@ def train(
     first = group.rank == 0
     out.mkdir(parents=True, exist_ok=True)
     task.averages[task.ema] = deepcopy(task.networks[task.ema]).requires_grad_(False)
-    step, sums = load_checkpoint(checkpoint, task) if resume else (0, {})
+    sums: dict[str, Term] = {}
+    step = 0
+    if resume:
+        step, before = load_checkpoint(checkpoint, task)
+        sums.update(before)
     if first and task.config:
         (out / "config.yaml").write_text(yaml.safe_dump(task.config, sort_keys=False))
     average = task.averages[task.ema]
@@ -253,14 +268,13 @@ def train(
         while step < schedule.steps and not stopped:
             set_rates(task, schedule.rate(step))
             generator.manual_seed(step_seed(schedule.seed, step))
-            for name, value in task.step(step, generator).items():
-                sums[name] = sums.get(name, 0.0) + value
+            add_terms(sums, task.step(step, generator))
             decay = min(schedule.ema, (1 + step) / (10 + step))
             _update_average(average, task.networks[task.ema], decay)
             step += 1
             minutes = (time.monotonic() - began) / 60
             if step % schedule.log_every == 0:
-                values = group.mean([v / schedule.log_every for v in sums.values()], device)
+                values = group.mean([float(v) / schedule.log_every for v in sums.values()], device)
                 terms = dict(zip(sums, values, strict=True))
                 line = record.write(step, minutes, {**terms, "wait": waited.share()})
                 sums.clear()

@@ -135,7 +135,7 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         views = torch.where(present[:, None, None, None], views, broken)
         return views.to(device), target.to(device), present.to(device)
 
-    def step(_index: int, generator: torch.Generator) -> dict[str, float]:
+    def step(_index: int, generator: torch.Generator) -> dict[str, Tensor]:
         views, target, present = batch(generator)
         net.train()
         with autocast(config.precision, device):
@@ -149,7 +149,7 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         total.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
-        return {"points": loss.item(), "presence": exists.item(), "error_%": 100 * error.item()}
+        return {"points": loss, "presence": exists, "error_%": 100 * error}
 
     def export(average: nn.Module, out: Path) -> None:
         save_model(out / "mesh.safetensors", average, "mesh", dict(config.model))

@@ -199,7 +199,7 @@ def build(config: RestorerRunConfig, data: Crops, device: torch.device) -> Task:
         ),
     }
 
-    def step(index: int, generator: torch.Generator) -> dict[str, float]:
+    def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         truth, points = views.draw(generator)
         damaged = worsen(truth, config.damage, generator)
         truth, damaged, points = truth.to(device), damaged.to(device), points.to(device)
@@ -221,7 +221,7 @@ def build(config: RestorerRunConfig, data: Crops, device: torch.device) -> Task:
             optimizers["critic"].step()
         # Whether it is better than doing nothing, and by how much.
         terms["left_alone"] = (damaged - truth).abs().mean()
-        return {name: float(term.detach()) for name, term in terms.items()}
+        return terms
 
     @torch.no_grad()
     def preview(average: nn.Module, path: Path) -> None:

@@ -184,7 +184,7 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
 
     # Recogniser crops of strangers only: same-person pairs have pixels to follow.
 
-    def step(index: int, generator: torch.Generator) -> dict[str, float]:
+    def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         batch = draw(*pairs.draw(config.batch_size, generator), 1.0, generator)
         half = config.batch_size // 2
         net.train()
@@ -224,10 +224,11 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
             with autocast(config.precision, device):
                 real, fake = critic(torch.cat([batch.target, swapped.detach()])).float().chunk(2)
             terms["critic"] = hinge_discriminator([real], [fake])
+            check_finite({"critic": terms["critic"]})
             optimizers["critic"].zero_grad()
             terms["critic"].backward()
             optimizers["critic"].step()
-        return {name: value.item() for name, value in terms.items()}
+        return terms
 
     sheet_generator = torch.Generator().manual_seed(5)
     sheet = held[torch.randperm(len(held), generator=sheet_generator)[:16]]
