@@ -16,7 +16,7 @@ from faceswap.window import Window
 
 def report_of(output: Path, window: Window, cast: Cast, seconds: dict[str, float]) -> VideoReport:
     """The report, but for warnings; ``seconds``: of each stage."""
-    tally, names = window.tally, cast.identities.names
+    tally, names, peak = window.tally, cast.identities.names, peak_bytes()
     return VideoReport(
         output=str(output),
         frames=tally.frames,
@@ -30,7 +30,7 @@ def report_of(output: Path, window: Window, cast: Cast, seconds: dict[str, float
         bridged=tally.bridged,
         dropped=tally.dropped,
         person=cast.person,
-        peak_mb=_peak_mb(),
+        peak_mb=None if peak is None else peak / 1e6,
         swaps=tuple(
             {"track": n, "source": names[s], "first": a, "last": b, "frames": count}
             for n, (s, a, b, count) in sorted(tally.swaps.items())
@@ -78,11 +78,18 @@ def write_sidecar(output: Path, clip: str, report: VideoReport) -> None:
         raise MediaError(f"Cannot write {str(path)!r}: {error.strerror}") from error
 
 
-def _peak_mb() -> float | None:
+def peak_bytes() -> int | None:
     """Most memory the process ever held; None where the system does not say."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # what follows also knows what the process held that started this one
+        lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+        found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+        if found:
+            return 1024 * int(found[0])
     try:
         import resource
     except ImportError:  # Windows
         return None
-    unit = 1e6 if sys.platform == "darwin" else 1e3
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )

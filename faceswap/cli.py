@@ -53,6 +53,7 @@ SETTINGS = {  # option -> the setting it is short for
     "preset": "encode.preset",
     "audio": "encode.audio",
 }
+OPTIONS = {"audio": "no-audio"}  # those that are written otherwise than they are called
 INTERRUPTED = 130  # exit code, 128 + SIGINT as shells have it
 CLEAR = "\r\x1b[K"  # to the beginning of the terminal's line, which is emptied
 _log = logging.getLogger("faceswap")
@@ -287,8 +288,14 @@ def settings(chosen: dict[str, Any], schema: type[SwapConfig] | None = None) -> 
     if "blend.color_match" in given:
         given["blend.color_match"] = float(given["blend.color_match"])
     short = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
-    kind = schema or SwapConfig
-    return load_config(chosen.get("config"), [*short, *chosen["sets"]], schema=kind)
+    by_hand = {each.partition("=")[0].strip() for each in chosen["sets"]}
+    typed = {key: OPTIONS.get(name, name) for name, key in SETTINGS.items() if key in given}
+    return load_config(
+        chosen.get("config"),
+        [*short, *chosen["sets"]],
+        schema=schema or SwapConfig,
+        options={k: f"--{o.replace('_', '-')}" for k, o in typed.items() if k not in by_hand},
+    )
 
 
 def check_files(

@@ -9,9 +9,10 @@ at every resolution; times are seconds.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, overload
 
 import yaml
@@ -205,13 +206,18 @@ class VideoConfig(SwapConfig):
 def load_config(path: str | Path | None = ..., overrides: Sequence[str] = ...) -> SwapConfig: ...
 @overload
 def load_config(
-    path: str | Path | None = ..., overrides: Sequence[str] = ..., *, schema: type[S]
+    path: str | Path | None = ...,
+    overrides: Sequence[str] = ...,
+    *,
+    schema: type[S],
+    options: Mapping[str, str] = ...,
 ) -> S: ...
 def load_config(
     path: str | Path | None = None,
     overrides: Sequence[str] = (),
     *,
     schema: type[Settings] = SwapConfig,
+    options: Mapping[str, str] = MappingProxyType({}),
 ) -> Settings:
     """Defaults, a YAML file over them, and single settings over both.
 
@@ -219,6 +225,7 @@ def load_config(
         path: YAML file; what it does not name keeps its default. None: no file.
         overrides: ``key.key=value``, the value read as YAML; later ones win.
         schema: What may be set.
+        options: What the user typed to give a setting, if it was not ``--set``; for messages.
 
     Raises:
         ConfigError: The file cannot be read, or a setting does not exist or cannot be so; every
@@ -233,9 +240,12 @@ def load_config(
         for detail in error.errors():
             dotted = ".".join(str(key) for key in detail["loc"])
             by_hand = any((key + ".").startswith(dotted + ".") for key in keys)
-            complaints.append(
-                f"{'--set' if by_hand or path is None else path}: {_complaint(detail, schema)}"
-            )
+            if dotted in options:
+                complaints.append(_complaint(detail, schema, options[dotted]))
+                continue
+            said = _complaint(detail, schema, dotted)
+            where = "--set: " if by_hand or path is None else f"{path}: "
+            complaints.append(said if not dotted and path is None else where + said)
         raise ConfigError("; ".join(complaints)) from error
 
 
@@ -281,8 +291,7 @@ def _override(tree: dict[str, Any], text: str) -> str:
     return dotted
 
 
-def _complaint(detail: ErrorDetails, schema: type[Settings]) -> str:
-    dotted = ".".join(str(key) for key in detail["loc"])
+def _complaint(detail: ErrorDetails, schema: type[Settings], dotted: str) -> str:
     if detail["type"] == "extra_forbidden":
         return str(unknown("setting", dotted, _names(schema)))
     if detail["type"] == "model_type":

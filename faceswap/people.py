@@ -205,14 +205,10 @@ def samples(
                     yield seconds, batch.frames[0]
             warnings.extend(reader.warnings)
             return
-    for number in range(int(length / step)):
-        moment = (start or 0.0) + (number + 0.5) * step
-        try:
-            with VideoReader(clip, moment, stop, batch=1) as reader:
-                batch = next(iter(reader))
-                yield float(batch.seconds[0] - zero), batch.frames[0]
-        except MediaError:  # nothing can be decoded there; whoever swaps will say so
-            continue
+        for number in range(int(length / step)):
+            there = reader.frame_at((start or 0.0) + (number + 0.5) * step)
+            if there is not None:  # else nothing can be decoded there; whoever swaps will say so
+                yield float(there.seconds[0] - zero), there.frames[0]
 
 
 def _thin_out(sights: list[Sight]) -> None:

@@ -35,7 +35,8 @@ from faceswap.types import VideoInfo, VideoReport
 from faceswap.window import Window
 
 SEGMENT_SECONDS = 5.0  # of the clip; what is lost when the work is killed
-_DEPTH = 2  # batches the reader and the writer may be apart from the work
+_DEPTH = 2  # batches that the reader may be ahead of the work, and the writer behind it ...
+_QUEUE_BYTES = 48 << 20  # ... but only one if two are larger than this
 
 Progress = Callable[[int, int, int], None]  # frames done, frames in all (0: unknown), faces swapped
 
@@ -170,10 +171,13 @@ class _Work:
         total = _frames_of(self.segments.info, self.segments.beside)
         length = max(1, round(SEGMENT_SECONDS * float(self.segments.info.rate)))
         due = tally.frames + length
+        pixels = self.segments.info.width * self.segments.info.height
+        twice = 2 * window.config.batch_size * (3 + 3) * pixels  # as read and as swapped
+        depth = _DEPTH if twice <= _QUEUE_BYTES else 1
         try:
             with (
-                Prefetch(self._timed(reader, "decode"), _DEPTH) as batches,
-                Sink(self._write, _DEPTH) as sink,
+                Prefetch(self._timed(reader, "decode"), depth) as batches,
+                Sink(self._write, depth) as sink,
             ):
                 for batch, frames in self._swapped(self._timed(batches, "wait_decode")):
                     following, state = window.next_pts, None

@@ -19,6 +19,7 @@ from faceswap.casting import Casting
 from faceswap.config import VideoConfig
 from faceswap.faces.shots import Shots
 from faceswap.faces.track import Place, Track, Tracker
+from faceswap.media.buffers import Buffers
 from faceswap.media.planes import FrameBatch
 from faceswap.render import Renderer, Row, Waiting
 from faceswap.swap import Swapper
@@ -70,6 +71,7 @@ class Window:
             max_gap=gap, sure=swapper.detector.threshold, step=track.detect_every
         )
         self._shots = Shots()
+        self._buffers = Buffers()
         self._waiting: collections.deque[Waiting] = collections.deque()
         self._seconds: dict[int, float] = {}  # frame -> time, as far back as smoothing looks
         self._analysed = 0  # frames that the tracker knows
@@ -176,7 +178,7 @@ class Window:
         if rows:
             swapped, faces = self._render(self._waiting, rows, self._seconds)
             self._measure(waiting, rows, faces, swapped)
-            out = swapped.cpu()
+            out = self._buffers.tensor(*swapped.shape).copy_(swapped)
         self._count(waiting, rows)
         self._waiting.popleft()
         self._given = waiting.end

@@ -237,3 +237,32 @@ def test_nodding_has_no_lag() -> None:
     ]
     assert error.index(min(error)) == 1
     assert min(error) ** 0.5 < 0.8
+
+
+def test_a_jerk_of_the_whole_face_is_followed_while_its_noise_goes_down() -> None:
+    """Handheld: another course each frame, 8 % of the eye distance to either side.
+
+    A window alone loses much of that, and the swapped face slides over the head.
+    """
+    generator = torch.Generator().manual_seed(0)
+    jerk = 4 * torch.randn(120, 1, 3, generator=generator)
+    jerk[60:] = 0  # and then nothing moves
+    shape = 60 * torch.rand(1, 100, 3, generator=generator)
+    rough = noisy(jerk + shape, 0.3)
+    calm = smoothed(rough, 0.5)
+    off = (calm - jerk - shape)[..., :2]
+    slid = off.mean(1).norm(dim=1)
+    assert float(slid[10:50].max()) < 0.5  # px; windows alone: 2
+    still = off[70:110]
+    assert float(still.std()) < 0.5 * 0.3
+
+
+def test_convention_an_affine_movement_is_a_movement_of_the_whole() -> None:
+    """Turned and grown in one frame only: each where it was seen, but for 1 % of it."""
+    shape = 60 * torch.rand(1, 100, 3, generator=torch.Generator().manual_seed(0))
+    values = shape.expand(31, -1, -1).clone()
+    turned = torch.tensor([[0.95, -0.3, 0.0], [0.3, 0.95, 0.0], [0.0, 0.0, 1.0]])
+    values[15] = (1.1 * values[15] - 30) @ turned.T + 30
+    moved = float((values[15] - values[14])[:, :2].norm(dim=1).mean())
+    missing = (smoothed(values, 0.5)[15] - values[15])[:, :2].norm(dim=1)  # depth is not affine
+    assert float(missing.mean()) < 0.01 * moved

@@ -79,7 +79,7 @@ def test_codec_encoder_crf_and_preset(clip: Path, capsys) -> None:
     assert b"cabac=0" in Path("out.mkv").read_bytes()  # x264 writes down its settings
     size("--preset", "veryfast")
     assert b"cabac=1" in Path("out.mkv").read_bytes()
-    assert "encode.codec: should be 'h264'" in refused(
+    assert "--codec: should be 'h264'" in refused(
         capsys, 2, "source.png", clip, "-o", "out.mkv", "--overwrite", "--codec", "h265"
     )
 
@@ -129,6 +129,22 @@ def test_people_by_photo(tmp_path: Path, clip: Path, capsys) -> None:
     assert "2 people are in the clip" in str(report["person"])
     for wrong in (["--target-ref", "blue.png", "--all-faces"], ["--face", "2"]):
         refused(capsys, 2, "source.png", "two.mkv", *wrong)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--codec h265", "--codec: should be 'h264', 'hevc'"),
+        ("--codec h264 --set encode.codec=h265", "--set: encode.codec: should be"),
+        ("--max-gap -1", "--max-gap: should be greater than or equal to 0, got -1.0"),
+        ("--fps fast", "--fps: should be a positive number or fraction"),
+        ("--start 5 --end 2", "faceswap: end (2 s) should be later than start (5 s)"),
+    ],
+)
+def test_a_refusal_names_the_option_that_was_typed(clip: Path, capsys, words, said) -> None:
+    line = refused(capsys, 2, "source.png", clip, *words.split())
+    assert said in line
+    assert ("--set" in line) == ("--set" in words)
 
 
 def test_bad_input_ends_in_one_line(tmp_path: Path, clip: Path, capsys) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import stat
@@ -20,6 +21,7 @@ import torch
 from faceswap.errors import ConfigError, MediaError, MissingMediaError
 from faceswap.media import binary, plan, writer
 from faceswap.media.binary import encoders, find_ffmpeg
+from faceswap.media.buffers import Buffers
 from faceswap.media.planes import FrameBatch, from_rgb, parse_format, with_changes
 from faceswap.media.prefetch import Prefetch, Sink
 from faceswap.media.provenance import COMPOSITE, read_provenance
@@ -873,3 +875,63 @@ def test_whole_chain_in_threads(tmp_path: Path) -> None:
         for batch in batches:
             sink.send(batch)
     assert seconds_of(tmp_path / "out.mp4") == seconds_of(source)
+
+
+def test_buffers_are_lent_again_and_never_twice() -> None:
+    buffers = Buffers()
+    first = buffers.tensor(2, 3)
+    where = first.data_ptr()
+    kept = first[1]  # a view of a view: the block is still looked at
+    del first
+    gc.collect()
+    second = buffers.tensor(2, 3)
+    assert second.data_ptr() != where
+    second.fill_(7)
+    kept.fill_(9)
+    assert int(second.max()) == 7
+    del kept
+    gc.collect()
+    assert buffers.tensor(3, 2).data_ptr() == where
+    luma, chroma = buffers.planes([(4, 6), (2, 3)], 2)
+    luma[:], chroma[:] = 1, 1023
+    assert (luma.dtype, luma.shape, int(luma.max())) == (np.dtype("<u2"), (4, 6), 1)
+    assert (chroma.shape, int(chroma.min())) == ((2, 3), 1023)
+
+
+def test_frames_of_a_batch_do_not_change_when_reading_goes_on(tmp_path: Path) -> None:
+    """Blocks are used again, those of frames that somebody holds are not."""
+    source = clip(tmp_path / "in.mkv", "-c:v", "ffv1", seconds=1.2)
+    with VideoReader(source, batch=4) as reader:
+        held, copies = [], []
+        for number, batch in enumerate(reader):
+            if number % 2:
+                held.append(batch)
+                copies.append((batch.frames.clone(), [[*map(np.copy, p)] for p in batch.planes]))
+    assert len(held) > 2
+    for batch, (frames, planes) in zip(held, copies, strict=True):
+        assert torch.equal(batch.frames, frames)
+        for own, copied in zip(batch.planes, planes, strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(own, copied, strict=True))
+
+
+@pytest.mark.parametrize("name", ["in.mp4", "in.webp"])
+def test_a_look_here_and_there_gives_the_frames_that_reading_gives(
+    tmp_path: Path, name: str
+) -> None:
+    options = ("-g", "12", "-bf", "2")
+    if name.endswith("webp"):
+        need("libwebp_anim")
+        options = ("-c:v", "libwebp_anim", "-lossless", "1")
+    source = clip(tmp_path / name, *options, rate="10", seconds=4)
+    with VideoReader(source, batch=100) as reader:
+        every = next(iter(reader))
+        zero = reader.origin * every.time_base
+    with VideoReader(source, batch=1) as reader:
+        for moment in (2.05, 0.3, 3.9, 1.1):
+            there = reader.frame_at(moment)
+            assert there is not None
+            number = next(i for i, t in enumerate(every.seconds) if t - zero >= Fraction(str(moment)))
+            assert there.pts == every.pts[number : number + 1]
+            assert torch.equal(there.frames[0], every.frames[number])
+        assert reader.frame_at(4.2) is None
+        assert reader.frame_at(0) is not None

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from faceswap.account import peak_bytes
+
 # Dense half-precision (bf16, fp16 with fp32 sums) peak in TFLOP/s, from NVIDIA's data sheets.
 HALF_PEAK = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "V100": 125.0}
 
@@ -44,13 +46,8 @@ def describe(where: dict[str, Any]) -> str:
 
 def peak_memory(device: torch.device) -> dict[str, int | None]:
     """``peak_rss_mib``, the most this process ever held, and ``peak_vram_mib`` on CUDA."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        rss = None
-    else:
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        rss = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+    held = peak_bytes()
+    rss = None if held is None else round(held / 2**20)
     cuda = device.type == "cuda"
     vram = round(torch.cuda.max_memory_allocated(device) / 2**20) if cuda else None
     return {"peak_rss_mib": rss, "peak_vram_mib": vram}

@@ -27,6 +27,7 @@ from torch import Tensor
 from faceswap.errors import ConfigError, MediaError, MissingMediaError
 from faceswap.media import tags
 from faceswap.media.animation import WebpAnimation, is_webp
+from faceswap.media.buffers import Buffers
 from faceswap.media.plan import Clip
 from faceswap.media.planes import FrameBatch, Plane, PlaneFormat, carrier, matrix_of, to_rgb
 from faceswap.types import VideoInfo
@@ -49,7 +50,7 @@ _CUT_SECONDS = 0.25  # a clip that ends this much before its announced end was c
 
 class _Frame(NamedTuple):
     pts: int
-    rgb: Tensor  # (3, H, W) uint8
+    rgb: Tensor  # (3, H, W) uint8, of any strides
     planes: tuple[Plane, ...]
 
 
@@ -95,16 +96,18 @@ class VideoReader:
         self.damaged = False
         self.truncated = False
         self._batch = batch
+        self._buffers = Buffers()
         _check_file(self.path)
         if is_webp(self.path):
             self._source: WebpAnimation | _AvSource = WebpAnimation(self.path)
         else:
-            self._source = _AvSource(self.path)
+            self._source = _AvSource(self.path, self._buffers)
         try:
             self.info = self._source.info
             base = self.info.time_base
             self.origin = self._source.origin
             stop = None if end is None else self.origin + math.ceil(end / base)
+            self._stop = stop
             if start:
                 self.origin += math.ceil(start / base)
                 self._source.seek(self.origin)
@@ -141,25 +144,37 @@ class VideoReader:
         self._source.close()
 
     def __iter__(self) -> Iterator[FrameBatch]:
-        pending: list[_Frame] = []
-        if self._first is not None:
-            pending.append(self._first)
-            self._first = None
-        for frame in self._frames:
-            if len(pending) == self._batch:
-                yield self._pack(pending)
-                pending = []
-            pending.append(frame)
-        if pending:
-            yield self._pack(pending)
+        head, self._first = self._first, None
+        frames = itertools.chain([] if head is None else [head], self._frames)
+        while (batch := self._pack(itertools.islice(frames, self._batch))) is not None:
+            yield batch
 
-    def _pack(self, frames: list[_Frame]) -> FrameBatch:
-        return FrameBatch(
-            torch.stack([frame.rgb for frame in frames]),
-            tuple(frame.pts for frame in frames),
-            self.info.time_base,
-            tuple(frame.planes for frame in frames),
-        )
+    def frame_at(self, seconds: float | Fraction) -> FrameBatch | None:
+        """The first frame at or after a moment, counted as ``start`` is; None if there is none.
+
+        Reading goes on behind it. For a look here and there; files without an index take long.
+        """
+        base = self.info.time_base
+        tick = self._source.origin + math.ceil((_exact(seconds) or 0) / base)
+        try:
+            self._source.seek(tick)
+        except av.error.FFmpegError:
+            return None
+        self._first, self._frames = None, self._between(tick, self._stop)
+        return self._pack(itertools.islice(self._frames, 1))
+
+    def _pack(self, frames: Iterator[_Frame]) -> FrameBatch | None:
+        """At most a batch; None: there was nothing left."""
+        rgb, taken = self._buffers.tensor(self._batch, 3, self.info.height, self.info.width), 0
+        pts, planes = [], []
+        for frame in frames:
+            rgb[taken].copy_(frame.rgb)
+            pts.append(frame.pts)
+            planes.append(frame.planes)
+            taken += 1
+        if not taken:
+            return None
+        return FrameBatch(rgb[:taken], tuple(pts), self.info.time_base, tuple(planes))
 
     def _between(self, begin: int | None, stop: int | None) -> Iterator[_Frame]:
         """Frames at ticks begin <= pts < stop, with strictly increasing times."""
@@ -185,10 +200,11 @@ class VideoReader:
 class _AvSource:
     """Decoded frames of the first video stream, in the order they are shown."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, buffers: Buffers) -> None:
         self.path = path
         self.problems: list[str] = []
         self.truncated = False
+        self._buffers = buffers
         self._container = _open(path)
         try:
             videos = [
@@ -300,7 +316,8 @@ class _AvSource:
         own = frame
         if not same or (frame.width, frame.height) != (width, height):
             own = self._reformatter.reformat(frame, width, height, self._form.name)
-        planes = _read_planes(own, self._form)
+        planes = _read_planes(own, self._form, self._buffers)
+        rgb: Plane
         if self._form.kind == "yuv":
             matrix = tags.SWSCALE.get(matrix_of(self.info), tags.SWSCALE_BT601)
             shown = self._reformatter.reformat(
@@ -315,13 +332,13 @@ class _AvSource:
             if self._form.bits == 8:
                 rgb = shown.to_ndarray().transpose(2, 0, 1)
             else:
-                rgb = to_rgb(_read_planes(shown, _GBRP), _GBRP)
+                rgb = to_rgb(_read_planes(shown, _GBRP, self._buffers), _GBRP)
         else:
             rgb = to_rgb(planes, self._form)
         if self._turns:
-            rgb = np.rot90(rgb, self._turns, axes=(1, 2))
+            rgb = np.ascontiguousarray(np.rot90(rgb, self._turns, axes=(1, 2)))  # no < 0 strides
             planes = tuple(np.ascontiguousarray(np.rot90(p, self._turns)) for p in planes)
-        return torch.from_numpy(np.ascontiguousarray(rgb)), planes
+        return torch.from_numpy(rgb), planes
 
     def _describe(self, frame: av.VideoFrame) -> VideoInfo:
         stream, context = self._stream, self._stream.codec_context
@@ -363,7 +380,7 @@ class _AvSource:
     def _see_through(self, frame: av.VideoFrame) -> bool:
         if frame.format.name != self._form.name:
             frame = self._reformatter.reformat(frame, format=self._form.name)
-        return int(_read_planes(frame, self._form)[-1].min()) < self._form.top
+        return int(_read_planes(frame, self._form, self._buffers)[-1].min()) < self._form.top
 
 
 def _codec(stream: av.stream.Stream) -> str:
@@ -411,12 +428,11 @@ def _planar_form(frame: av.VideoFrame, turns: int) -> PlaneFormat:
     return carrier(frame.format.name, alpha, bits > 8, turned=bool(turns % 2))
 
 
-def _read_planes(frame: av.VideoFrame, form: PlaneFormat) -> tuple[Plane, ...]:
-    planes = []
-    for plane, (height, width) in zip(
-        frame.planes, form.shapes(frame.height, frame.width), strict=True
-    ):
-        samples = np.frombuffer(memoryview(plane), f"<u{form.sample_bytes}")
-        rows = samples.reshape(-1, plane.line_size // form.sample_bytes)
-        planes.append(rows[:height, :width].copy())
+def _read_planes(frame: av.VideoFrame, form: PlaneFormat, buffers: Buffers) -> tuple[Plane, ...]:
+    shapes = form.shapes(frame.height, frame.width)
+    planes = buffers.planes(shapes, form.sample_bytes)
+    for plane, own, (height, width) in zip(planes, frame.planes, shapes, strict=True):
+        samples = np.frombuffer(memoryview(own), f"<u{form.sample_bytes}")
+        rows = samples.reshape(-1, own.line_size // form.sample_bytes)
+        np.copyto(plane, rows[:height, :width])
     return tuple(planes)
