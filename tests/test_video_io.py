@@ -930,7 +930,9 @@ def test_a_look_here_and_there_gives_the_frames_that_reading_gives(
         for moment in (2.05, 0.3, 3.9, 1.1):
             there = reader.frame_at(moment)
             assert there is not None
-            number = next(i for i, t in enumerate(every.seconds) if t - zero >= Fraction(str(moment)))
+            number = next(
+                i for i, t in enumerate(every.seconds) if t - zero >= Fraction(str(moment))
+            )
             assert there.pts == every.pts[number : number + 1]
             assert torch.equal(there.frames[0], every.frames[number])
         assert reader.frame_at(4.2) is None

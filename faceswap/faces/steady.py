@@ -66,10 +66,10 @@ def _as_a_whole(
         return torch.zeros_like(off)
     place = points[:, :2] - points[:, :2].mean(0)
     terms = torch.cat([place / max(eye_distance, 1.0), torch.ones_like(place[:, :1])], 1)  # (P, 3)
-    whole = terms @ torch.linalg.lstsq(terms, off).solution
+    whole: Tensor = terms @ torch.linalg.lstsq(terms, off).solution
     power = whole[:, :2].square().sum(1).mean()
     noise = max(_NOISE_WHOLE * eye_distance, _NOISE_PIXELS)
-    return whole * (power / (power + noise**2))
+    return whole.mul(power / (power + noise**2))
 
 
 def _line(values: Tensor, times: Tensor, spread: float) -> Tensor:
