@@ -17,7 +17,7 @@ from faceswap.ops.spline import spread, thin_plate_grid
 BROAD = 0.14  # fraction of the side, sigma of what counts as broad light
 _FINE = 0.02  # of the difference between the halves; shadows have edges
 _SURE = 0.01  # difference of brightness from which on shade is shade, not noise
-_SKIN, _DARK = 0.15, 0.65  # how much darker than its skin a face's shading and its features are
+_SKIN, _DARK = 0.35, 0.8  # how much darker than its skin a face's shading and its features are
 _LUMA = (0.299, 0.587, 0.114)  # BT.601
 
 
