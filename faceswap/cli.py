@@ -768,7 +768,9 @@ def evaluate(as_json: bool, **chosen: Any) -> None:
     """
     own = {k: v for k, v in chosen.items() if k not in {*SETTINGS, "config", "sets"}}
     own["compare"] = own["compare"] or None
-    config = settings(chosen)
+    from faceswap.config import VideoConfig
+
+    config = settings(chosen, VideoConfig)
     from faceswap.evaluate.plan import EvaluateOptions
     from faceswap.evaluate.report import as_text, finite
     from faceswap.evaluate.run import run_evaluation

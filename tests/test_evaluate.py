@@ -19,13 +19,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from faceswap.config import SwapConfig
+from faceswap.config import SwapConfig, VideoConfig
 from faceswap.errors import ConfigError, MediaError, MissingMediaError, NoFaceError, WeightError
-from faceswap.evaluate import extract, photos, protocol, table
+from faceswap.evaluate import extract, figures, photos, protocol, table
 from faceswap.evaluate.collect import collect
 from faceswap.evaluate.extract import Instruments, load_extractor
 from faceswap.evaluate.intervals import Estimate
-from faceswap.evaluate.plan import EvaluateOptions, Side, plan
+from faceswap.evaluate.plan import EvaluateOptions, Side, making, plan
 from faceswap.evaluate.protocol import Triple, faceforensics, pair_folders, read_triples
 from faceswap.evaluate.report import as_text
 from faceswap.evaluate.run import make_with_pack, run_evaluation
@@ -693,6 +693,18 @@ def test_histograms_and_curves(tools, world):
         assert read_image(world / "clips/curves" / f"{name}.png").pixels.shape[1] == 300
 
 
+def test_sheets_show_each_clip_once_where_they_can():
+    def shown(*triples: int) -> list[list[tuple[int, int]]]:
+        rows = [table.Row(number, frame, {"pose": 0.0}) for frame, number in enumerate(triples)]
+        return [[(row.triple, row.frame) for row in group] for group in figures.picked(rows)]
+
+    best, middle, worst = shown(0, 0, 0, 1, 2, 3, 4, *[5] * 7, *[6] * 4, 7, 7, 8)
+    assert best == [(0, 0), (1, 3), (2, 4), (3, 5)]
+    assert {number for number, _ in middle} == {5}
+    assert worst == [(6, 17), (7, 18), (7, 19), (8, 20)]
+    assert shown(0, 1) == [[(0, 0)], [(0, 0)], [(1, 1)]]
+
+
 def _list(world: Path, name: str, swapped: tuple[str, ...]) -> Path:
     rows = [
         f"{who}.png,bert.png,{out}.png" for who, out in zip(("anna", "carl"), swapped, strict=True)
@@ -714,7 +726,9 @@ def test_compare_two_lists(tools, world):
         pytest.approx(20, abs=0.01),
         2,
     )
-    assert "difference" in (world / "out/report.md").read_text()
+    markdown = (world / "out/report.md").read_text()
+    assert "| difference | 95 % interval | pairs | not measured |" in markdown
+    assert "| 100.0 | 100.0 to 100.0 | 2 | 0 | % | higher |" in markdown
     assert (world / "out/b/rows.csv").is_file()
 
 
@@ -789,10 +803,21 @@ def test_lists_that_do_not_fit_are_not_compared(world):
         plan(EvaluateOptions(output=world / "out", compare=(str(a), str(world / "b.csv"))))
 
 
+def test_clips_are_written_so_that_the_swap_is_measured(tmp_path):
+    options = EvaluateOptions(output=tmp_path, sources=tmp_path, targets=tmp_path)
+    assert making(options).encode.codec == "ffv1"
+    ff = {"output": tmp_path, "faceforensics": tmp_path, "pairs": tmp_path / "test.json"}
+    assert making(EvaluateOptions(**ff)).encode.crf == 23  # as the data set's clips are
+    assert making(EvaluateOptions(**ff, compression="c40")).encode.crf == 40
+    own = VideoConfig(encode={"crf": 12})
+    assert making(EvaluateOptions(**ff, config=own)).encode.crf == 12
+
+
 def test_compare_of_packs_and_files(world):
     options = EvaluateOptions(
         output=world / "out", compare=("ghost-1", "runs/mine.safetensors"), **folders(world)
     )
+    assert all(side.config.encode.codec == "ffv1" for side in plan(options))
     a, b = plan(options)
     assert (a.config.pack, a.config.swapper) == ("ghost-1", None)
     assert (b.config.pack, b.config.swapper) == ("lite", "runs/mine.safetensors")

@@ -55,7 +55,7 @@ def draw(
     for name in names:
         values = found.table.column(name)
         values = values[values.isfinite()]
-        if len(values) > 1:
+        if len(values) > 1 and bool((values != values[0]).any()):
             figure = Figure(figsize=(5, 3))
             axes = figure.subplots(gridspec_kw=_ROOM)
             axes.hist(values.numpy(), bins=min(40, max(5, int(math.sqrt(len(values)) * 2))))
@@ -92,10 +92,26 @@ def ranked(found: Collected, name: str) -> list[Row]:
 
 
 def picked(rows: Sequence[Row]) -> list[list[Row]]:
-    """Best, median and worst of ranked rows; fewer of each if there are not enough."""
-    count = min(SHOWN, max(1, len(rows) // 3))
-    middle = (len(rows) - count) // 2
-    return [list(rows[:count]), list(rows[middle : middle + count]), list(rows[-count:])]
+    """Best, median and worst of ranked rows, each from its third; fewer if there are not enough.
+
+    Frames of one clip look alike: each swap is shown once in each group, where there are enough.
+    """
+    third = max(1, len(rows) // 3)
+    low = (len(rows) - third) // 2
+    best, worst = list(rows[:third]), list(rows[-third:])
+    middle = sorted(range(low, low + third), key=lambda i: abs(i - len(rows) // 2))
+    place = {id(row): i for i, row in enumerate(rows)}
+    groups = (best, [rows[i] for i in middle], worst[::-1])
+    return [sorted(_of_swaps(group), key=lambda row: place[id(row)]) for group in groups]
+
+
+def _of_swaps(rows: Sequence[Row]) -> list[Row]:
+    """The first `SHOWN`, those of swaps that are not among them yet before others."""
+    first: dict[int, Row] = {}
+    for row in rows:
+        first.setdefault(row.triple, row)
+    others = [row for row in rows if first[row.triple] is not row]
+    return [*first.values(), *others][:SHOWN]
 
 
 def sheet(found: Collected, triples: Sequence[Triple], groups: list[list[Row]]) -> Tensor:

@@ -6,9 +6,12 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from faceswap.config import SwapConfig
+from faceswap.config import EncodeConfig, SwapConfig, VideoConfig
 from faceswap.errors import ConfigError, MediaError
 from faceswap.evaluate.protocol import Pairing, Triple, faceforensics, pair_folders, read_triples
+
+LOSSLESS = EncodeConfig(codec="ffv1", audio=False)
+CONSTANT_RATE = {"raw": 0, "c23": 23, "c40": 40}  # of H.264 (Roessler et al., ICCV 2019, section 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +40,9 @@ class EvaluateOptions:
     """Of the data set's clips: raw, c23, c40."""
     compare: tuple[str, str] | None = None
     """Two packs, swapper files, or CSV lists, side by side."""
-    config: SwapConfig = field(default_factory=SwapConfig)
-    """How swaps are made; its device is also what measures."""
+    config: SwapConfig = field(default_factory=VideoConfig)
+    """How swaps are made; its device is also what measures. If its ``encode`` says nothing, clips
+    are written without loss, or as the data set's are, so that the measures are the swap's."""
     extractors: tuple[str, ...] = ()
     """``NAME=FILE[@SIZE]``, see `faceswap.evaluate.extract`."""
     pairing: Pairing = "cross"
@@ -108,7 +112,7 @@ def plan(options: EvaluateOptions) -> list[Side]:
         made = options.triples is None and options.method is None
         name = _side_name(options.config) if made else options.method or str(options.triples)
         triples = _triples(options, folder / "swaps")
-        return [Side(name, folder, triples, options.config if made else None)]
+        return [Side(name, folder, triples, making(options) if made else None)]
     sides = []
     for letter, what in zip("ab", options.compare, strict=True):
         inside = folder / letter
@@ -117,9 +121,22 @@ def plan(options: EvaluateOptions) -> list[Side]:
             continue
         file = os.path.sep in what or Path(what).suffix != ""
         change = {"swapper": what} if file else {"pack": what}
-        config = options.config.model_copy(update=change)
+        config = making(options).model_copy(update=change)
         sides.append(Side(what, inside, _triples(options, inside / "swaps"), config))
     return [sides[0], _in_order_of(sides[0], sides[1])]
+
+
+def making(options: EvaluateOptions) -> VideoConfig:
+    """The settings that swaps are made with, clips among them."""
+    config = options.config
+    if not isinstance(config, VideoConfig):
+        config = VideoConfig(**config.model_dump())
+    if config.encode != EncodeConfig():
+        return config
+    encode = LOSSLESS
+    if options.faceforensics is not None:
+        encode = EncodeConfig(crf=CONSTANT_RATE[options.compression], audio=False)
+    return config.model_copy(update={"encode": encode})
 
 
 def _in_order_of(a: Side, b: Side) -> Side:

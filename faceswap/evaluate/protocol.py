@@ -161,7 +161,7 @@ def pair_folders(
 
 def planned(source: Path, target: Path, output: Path, person: str) -> Triple:
     """A swap that is yet to be made; its name tells what it is of."""
-    suffix = ".mp4" if is_clip(target) else ".png"  # lossless, so that the outside can be exact
+    suffix = ".mkv" if is_clip(target) else ".png"  # both can hold it without loss
     where = f"{hash_of(source, target):08x}"
     return Triple(source, target, output / f"{source.stem}__{target.stem}.{where}{suffix}", person)
 

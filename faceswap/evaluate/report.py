@@ -115,7 +115,8 @@ def _table(report: dict[str, Any]) -> Iterator[list[str]]:
     sides = report["sides"]
     if len(sides) == 2:
         names = [side["name"] for side in sides]
-        yield ["measure", *names, "difference", "95 % interval", "unit", "better"]
+        counted = ["pairs", "not measured"]
+        yield ["measure", *names, "difference", "95 % interval", *counted, "unit", "better"]
     else:
         yield [
             "measure",
@@ -133,7 +134,8 @@ def _table(report: dict[str, Any]) -> Iterator[list[str]]:
         means = [number(value and value["mean"]) for value in values]
         if len(sides) == 2:
             gap = report["difference"].get(name)
-            yield [name, *means, number(gap and gap["mean"]), _interval(gap), *tail]
+            counts = [str(gap[each]) if gap else "-" for each in ("measured", "unmeasured")]
+            yield [name, *means, number(gap and gap["mean"]), _interval(gap), *counts, *tail]
         else:
             (one,) = values
             counts = [str(one["measured"]), str(one["unmeasured"])]
@@ -141,7 +143,7 @@ def _table(report: dict[str, Any]) -> Iterator[list[str]]:
     for name in ("fid", "kid"):
         values = [side.get(name) for side in sides]
         if any(value is not None for value in values):
-            width = 7 if len(sides) == 2 else 8
+            width = 9 if len(sides) == 2 else 8
             cells = [name, *(number(value) for value in values)]
             yield cells + [""] * (width - len(cells) - 1) + ["lower"]
 

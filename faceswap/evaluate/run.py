@@ -19,7 +19,7 @@ from faceswap.evaluate import report as text
 from faceswap.evaluate.collect import Collected, collect
 from faceswap.evaluate.extract import Instruments, load_instruments
 from faceswap.evaluate.figures import draw
-from faceswap.evaluate.plan import EvaluateOptions, Side, plan, prepare
+from faceswap.evaluate.plan import EvaluateOptions, Side, making, plan, prepare
 from faceswap.evaluate.protocol import Triple, is_clip
 from faceswap.evaluate.table import difference
 from faceswap.evaluate.visit import frames_of, spaced
@@ -145,6 +145,15 @@ def notes(options: EvaluateOptions, tools: Instruments, found: list[Collected]) 
         lines.append(
             "id_* are taken with the encoder that also drives the lite pack, which favours that "
             "pack; name another with --extractor identity=FILE to compare tools"
+        )
+    made = options.triples is None and options.method is None
+    if made and any(one.table.clips for one in found):
+        encode = making(options).encode.model_dump(exclude_defaults=True, exclude={"audio"})
+        how = ", ".join(f"{name} {value}" for name, value in encode.items())
+        lossless = encode == {"codec": "ffv1"}
+        lines.append(
+            f"clips were written with {how}"
+            + ("" if lossless else "; outside_* and blur_ratio hold what that lost")
         )
     people = min((one.people for one in found), default=0)
     if people:

@@ -12,7 +12,7 @@ from torch import Tensor
 from faceswap.ops.geometry import align
 from faceswap.ops.topology import five_points
 
-THUMB = 96  # px, side
+THUMB = 112  # px, side
 _MARGIN = 1.25
 
 
