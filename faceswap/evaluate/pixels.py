@@ -147,7 +147,7 @@ def frechet_distance(
         traces += spread.trace().item()
     shared = torch.linalg.svdvals(roots[0] @ roots[1]).sum().item()
     apart = (a.mean(0) - b.mean(0)).square().sum().item()
-    return float(apart + traces - 2 * shared)
+    return max(0.0, float(apart + traces - 2 * shared))  # rounding can take it below
 
 
 def kernel_distance(

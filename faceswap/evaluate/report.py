@@ -16,6 +16,7 @@ from faceswap.evaluate.protocol import Triple
 from faceswap.evaluate.table import MEASURES
 
 LISTED = 50  # swaps named in report.md for want of a measure; report.json has all
+SHORT = 5  # the same on the terminal
 BETTER = {"lower": "lower", "higher": "higher", "1": "near 1"}
 
 
@@ -68,7 +69,7 @@ def as_text(report: dict[str, Any]) -> str:
     rows = [line for line in _table(report) if line is not None]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([line.rstrip() for line in lines] + _counts(report))
+    return "\n".join([line.rstrip() for line in lines] + _counts(report) + _failed(report, SHORT))
 
 
 def as_markdown(report: dict[str, Any]) -> str:
@@ -172,17 +173,23 @@ def _counts(report: dict[str, Any]) -> list[str]:
 
 
 def _missing(report: dict[str, Any]) -> list[str]:
+    if not any(side["failures"] for side in report["sides"]):
+        return []
+    return ["", "## Not or not fully measured", "", *_failed(report, LISTED)]
+
+
+def _failed(report: dict[str, Any], most: int) -> list[str]:
+    """What could not be measured and why, so many lines of each side."""
     lines = []
     for side in report["sides"]:
         failures = side["failures"]
-        if failures:
-            lines += ["", f"## Not or not fully measured: {side['name']}", ""]
-            lines += [
-                f"- {each['source']} on {each['target']}, frame {each['frame']}: {each['reason']}"
-                for each in failures[:LISTED]
-            ]
-        if len(failures) > LISTED:
-            lines.append(f"- and {len(failures) - LISTED} more, see report.json")
+        lines += [
+            f"- {side['name']}: {each['source']} on {each['target']}, frame {each['frame']}: "
+            f"{each['reason']}"
+            for each in failures[:most]
+        ]
+        if len(failures) > most:
+            lines.append(f"- {side['name']}: and {len(failures) - most} more, see report.json")
     return lines
 
 
