@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import synthetic
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from faceswap.errors import ConfigError, FaceSwapError, MissingMediaError, WeightError
 from faceswap.models import build, load_model, save_model
@@ -271,15 +273,15 @@ def test_workers_change_nothing_and_waiting_is_logged(home, tmp_path):
 
 
 def test_a_mask_head_learns_the_face(home, tmp_path):
-    """Outside its mask the swapped picture is the target; nothing else changes its name."""
+    """Its mask is the face of views it has not seen; outside of it the picture is the target's."""
     model = {**TINY["model"], "mask_head": True}
     losses = {"adversarial": 0, "identity": 0, "mask": 5}
     config = settings(
-        home, model=model, losses=losses, steps=60, batch_size=8, lr=4e-3, augment={"flip": 0.5}
+        home, model=model, losses=losses, steps=100, batch_size=8, lr=4e-3, augment={"flip": 0.5}
     )
     run_training(config, tmp_path)
     first, *_, last = metrics(tmp_path)
-    assert last["mask"] < 0.6 * first["mask"]  # soft edges keep it from 0
+    assert last["mask"] < 0.3 * first["mask"]  # soft edges keep it from 0
     network = load_model(tmp_path / "swapper.safetensors")
     plain = build("aei", **TINY["model"], embedding_size=16).state_dict()
     extra = network.state_dict().keys() - plain.keys()
@@ -290,13 +292,15 @@ def test_a_mask_head_learns_the_face(home, tmp_path):
         data, 32, AeiConfig().augment, same_person=0, device=torch.device("cpu"), region=True
     )
     generator = torch.Generator().manual_seed(0)
-    pairs = sampler.views(sampler.draw(4, generator), generator)
-    identity = torch.randn(4, 16)
+    pairs = sampler.views(sampler.draw(16, generator), generator)
+    judge = judges.IdentityJudge(config.encoders, torch.device("cpu"))
     with torch.no_grad():
+        identity = judges.mean_embedding(judge.each(pairs.source, pairs.source_points))
         face, logits = network.render(network.attributes(pairs.target), identity)
         swapped = network(pairs.target, identity)
     mask = logits.sigmoid()
-    assert float(mask[pairs.region > 0.9].mean()) > 2 * float(mask[pairs.region < 0.1].mean())
+    both, either = (mask > 0.5) & (pairs.region > 0.5), (mask > 0.5) | (pairs.region > 0.5)
+    assert float(both.sum() / either.sum()) > 0.75
     assert torch.allclose(swapped, mask * face + (1 - mask) * pairs.target, atol=1e-6)
     with pytest.raises(ValueError, match="needs the target"):
         network.generate(network.attributes(pairs.target), identity)
@@ -354,6 +358,46 @@ def test_a_student_learns_from_a_teacher(home, tmp_path):
     big = {**TINY["model"], "size": 64}
     with pytest.raises(ConfigError, match=r"set model\.size=32"):
         run_training(config.model_copy(update={"model": type(config.model)(**big)}), tmp_path / "x")
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often Python reads a number out of a tensor, which waits for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_does_not_wait_for_each_term(home, monkeypatch):
+    counts = []
+    for some in ({"attribute": 0, "identity": 0}, {"ssim": 1, "cycle": 1, "pair": 1}):
+        config = settings(home, losses=some, workers=0)
+        task = build_task(config, torch.device("cpu"), Group())
+        for optimizer in task.optimizers.values():  # Adam counts its steps in numbers on the CPU
+            monkeypatch.setattr(optimizer, "step", lambda: None)
+        with Reads() as reads:
+            terms = task.step(0, torch.Generator().manual_seed(0))
+        counts.append(reads.count)
+        assert all(isinstance(value, torch.Tensor) for value in terms.values())
+    assert counts[0] == counts[1]
+    assert counts[0] <= 4  # pairs drawn, on the CPU; then once for each turn of the two players
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
+@pytest.mark.timeout(1200)
+def test_compiled_networks_train_alike(home, tmp_path):
+    """The whole compiler on the smallest network; losses agree with those of a plain run."""
+    losses = {"adversarial": 0, "identity": 0}
+    for compiled in (False, True):
+        config = settings(home, compile=compiled, losses=losses, steps=2, log_every=1)
+        run_training(config, tmp_path / str(compiled))
+    plain, compiled_ = metrics(tmp_path / "False"), metrics(tmp_path / "True")
+    assert compiled_[0] == pytest.approx(plain[0], rel=1e-3)
+    assert compiled_[1] == pytest.approx(plain[1], rel=0.02)
 
 
 # ---------------------------------------------------------------- several processes
