@@ -725,7 +725,7 @@ def prepare(photos: tuple[str, ...], out: str, as_json: bool, **chosen: Any) -> 
         dropped = ", ".join(f"{times} {reason}" for reason, times in report.dropped.items())
         click.echo(
             f"{out}: {report.kept} faces of {report.people} people from {report.photos} photos"
-            + (f" (dropped: {dropped})" if dropped else "")
+            + (f" (dropped: {dropped}; which and why: {out}/report.json)" if dropped else "")
         )
 
 

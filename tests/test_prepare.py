@@ -312,6 +312,7 @@ def test_no_face_in_any_photo(tmp_path, networks):
     PIL.Image.new("RGB", (96, 90), (10, 255, 10)).save(root / "green.png")
     with pytest.raises(NoFaceError, match="no usable face in 1 photos: 1 no face"):
         prepare([root], tmp_path / "out", OPTIONS)
+    assert not (tmp_path / "out").exists()
 
 
 def test_options_that_cannot_be():

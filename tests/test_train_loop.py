@@ -391,13 +391,19 @@ def test_a_step_does_not_wait_for_each_term(home, monkeypatch):
 @pytest.mark.timeout(1200)
 def test_compiled_networks_train_alike(home, tmp_path):
     """The whole compiler on the smallest network; losses agree with those of a plain run."""
-    losses = {"adversarial": 0, "identity": 0}
+    losses = {"adversarial": 0, "identity": 0, "attribute": 0}
     for compiled in (False, True):
         config = settings(home, compile=compiled, losses=losses, steps=2, log_every=1)
         run_training(config, tmp_path / str(compiled))
     plain, compiled_ = metrics(tmp_path / "False"), metrics(tmp_path / "True")
     assert compiled_[0] == pytest.approx(plain[0], rel=1e-3)
     assert compiled_[1] == pytest.approx(plain[1], rel=0.02)
+
+
+def test_compiling_without_a_compiler_is_refused(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match=r"compile: .* compiler no-such-compiler; install it"):
+        run_training(settings(home, compile=True), tmp_path)
 
 
 # ---------------------------------------------------------------- several processes

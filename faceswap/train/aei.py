@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +38,7 @@ from faceswap.train.pairs import Pairs
 from faceswap.train.parallel import ALONE, Group
 from faceswap.train.swapping import (
     Gradients,
+    compiled,
     exporter,
     make_feed,
     make_network,
@@ -92,13 +92,12 @@ def build(config: AeiConfig, data: Crops, device: torch.device, group: Group = A
     critics = _make_critics(config, judge.embedding_size).to(device)
     weight = config.losses
     eyes = EyeJudge(config.eye_teacher, device) if weight.eyes or weight.gaze else None
-    compiled: Callable[..., Any] = torch.compile if config.compile else lambda function: function
     players = _Players(
         config,
         swapper,
         critics,
-        compiled(swapper.attributes),
-        compiled(swapper.render),
+        compiled(swapper.attributes, config, device),
+        compiled(swapper.render, config, device),
         judge,
         eyes,
         gradients,

@@ -145,7 +145,7 @@ class SwapRunConfig(RunConfig):
     accumulate: int = Field(1, ge=1)
     """Parts that a batch goes through the networks in."""
     compile: bool = False
-    """torch.compile the networks."""
+    """torch.compile the generator; a CPU needs g++ for it. Minutes go by before the first step."""
     channels_last: bool = True
     """Memory layout of the convolutions."""
     clip_norm: float = Field(0.0, ge=0)

@@ -20,6 +20,7 @@ from faceswap.train.losses import attribute_loss
 from faceswap.train.parallel import ALONE, Group
 from faceswap.train.swapping import (
     Gradients,
+    compiled,
     exporter,
     make_feed,
     make_network,
@@ -60,7 +61,7 @@ def build(config: DistillConfig, data: Crops, device: torch.device, group: Group
     sampler = make_sampler(config, data, device, group)
     feed = make_feed(config, sampler)
     optimizer = torch.optim.Adam(student.parameters(), lr=config.lr, betas=(0.5, 0.999))
-    forward = torch.compile(student) if config.compile else student
+    forward = compiled(student, config, device)
     weights = config.losses.model_dump()
 
     def step(index: int, generator: torch.Generator) -> dict[str, Term]:

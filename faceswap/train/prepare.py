@@ -137,7 +137,13 @@ def prepare(
     report(f"{len(photos)} photos, {len(parts) - len(todo)} of {len(parts)} parts are there")
     for done, path in enumerate(_work(todo, workers), len(parts) - len(todo) + 1):
         report(f"part {done} of {len(parts)}: {Path(path).name}, {time.monotonic() - began:.0f} s")
-    kept, dropped, people = _join(parts, out, options)
+    try:
+        kept, dropped, people = _join(parts, out, options)
+    except NoFaceError:  # nothing of it is of use: leave nothing behind
+        shutil.rmtree(out / PARTS)
+        if not any(out.iterdir()):
+            out.rmdir()
+        raise
     counts = dict(Counter(reason.split(":")[0] for reason in dropped.values()))
     summary = PrepareReport(
         str(out),

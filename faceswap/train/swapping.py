@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -85,6 +88,25 @@ def make_network(
     if group.world > 1:
         share_norms(net)
     return net, args
+
+
+def compiled(
+    function: Callable[..., Any], config: SwapRunConfig, device: torch.device
+) -> Callable[..., Any]:
+    """The function, by torch.compile where the configuration says so.
+
+    Raises:
+        ConfigError: what torch.compile makes for a CPU needs a C++ compiler, and none is here.
+    """
+    if not config.compile:
+        return function
+    compiler = os.environ.get("CXX") or ("cl" if sys.platform == "win32" else "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise ConfigError(
+            f"compile: on a CPU this needs the C++ compiler {compiler}; install it, or leave "
+            "compile=false"
+        )
+    return torch.compile(function)
 
 
 def make_sampler(
