@@ -105,7 +105,7 @@ class Window:
 
     def finish(self) -> Iterator[tuple[FrameBatch, Tensor]]:
         """The frames that are left when the clip is over."""
-        self._tracker.close()
+        self._tracker.close(self._taken - 1)
         while self._waiting:
             yield self._give_out()
 

@@ -201,8 +201,23 @@ def test_detection_on_every_third_frame_finds_those_between(tmp_path: Path) -> N
     clip = make(tmp_path / "one.mp4", lambda t: [("red", 20 + t, 20, 30)])
     report = swap(clip, tmp_path / "out.mp4", settings=config(track={"detect_every": 3}))
     frames, _ = read(report.output)
-    assert all(painted_at(frames[t], 20 + t, 20, 30) == "white" for t in range(28))
+    assert all(painted_at(frames[t], 20 + t, 20, 30) == "white" for t in range(30))
     assert report.bridged == 0
+
+
+@pytest.mark.parametrize("every", [2, 4])
+def test_frames_before_a_cut_that_nobody_looked_at(tmp_path: Path, every: int) -> None:
+    """Cuts fall between the frames that are looked at; the face is swapped up to the last one."""
+
+    def scene(t: int) -> Drawn:
+        return [("red", 20 + t, 20, 30)] if t < 15 else [("red", 90 - t, 30, 30)]
+
+    drawn = [draw(scene(t), background=90 if t < 15 else 230) for t in range(27)]
+    clip = write_clip(tmp_path / "cut.mp4", drawn)
+    report = swap(clip, tmp_path / "out.mp4", settings=config(track={"detect_every": every}))
+    frames, _ = read(report.output)
+    assert all(painted_at(frame, *scene(t)[0][1:]) == "white" for t, frame in enumerate(frames))
+    assert report.faces_swapped == 27
 
 
 def test_times_of_a_variable_rate_survive_the_segments(tmp_path: Path, monkeypatch) -> None:

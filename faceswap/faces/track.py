@@ -115,7 +115,7 @@ class Tracker:
     ) -> None:
         """Link the faces of a frame; ``describe`` is asked only where places do not decide."""
         if cut:
-            self.close()
+            self.close(frame - 1)
             self._shot = frame
         self._newest = frame
         for track in self.tracks:
@@ -142,12 +142,20 @@ class Tracker:
             self.tracks.append(track)
             self.count += 1
 
-    def close(self) -> None:
-        """End all tracks: the shot or the clip is over."""
+    def close(self, end: int) -> None:
+        """End all tracks: the shot or the clip is over, ``end`` was its last frame.
+
+        Frames behind the newest `update` were not looked at; a face that was there then goes on
+        to the end as it moved.
+        """
         for track in self.tracks:
             if track.open:
                 track.open, track.unsure = False, {}
                 track.cut_off = self._newest - track.last < self.step
+                left = range(track.last + 1, end + 1) if track.cut_off else ()
+                expected = [track.expected(frame) for frame in left]
+                for frame, place in zip(left, expected, strict=True):
+                    track.places[frame] = Place(place.box, place.points, 0.0, False)
 
     def at(self, frame: int) -> list[Track]:
         """Tracks that have a place in this frame."""
