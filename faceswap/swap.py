@@ -51,6 +51,9 @@ from faceswap.types import Faces, Identities, SwapResult
 
 SOURCE_SIDE = 512  # px, side of the source crops that warp guidance takes its texture from
 GUIDED_SIDES = (128, 256, 512)  # px, sides a guided swap may be rendered at
+# Of crops that go through a generator together on a CPU: 2 of 512 px. Eight took as long (lite, two
+# cores) and 345 MB more.
+_CPU_PIXELS = 2 * 512**2
 GHOST_MASK_SIDE = 224  # px, the original's crop: its mask table and recogniser go by it
 
 _log = logging.getLogger("faceswap")
@@ -259,7 +262,7 @@ class Swapper:
         landmarks, sides that do not change from frame to frame, fading, steadied colours.
         """
         mesh, alignment = self._align(frames, faces, self.generator.size, mesh)
-        parts = []
+        parts: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}  # side -> rows, crops, masks
         for rows, size in self._chunks(alignment, side):
             at = alignment[rows].scaled(size / alignment.size)
             with self._stage("swap"), torch.no_grad():
@@ -275,9 +278,11 @@ class Swapper:
                 crops = self._match_color(crops, target, mask, rows, settle)
                 if opacity is not None:
                     mask = mask * opacity[rows].view(-1, 1, 1, 1)
-            parts.append((rows, at, crops, mask))
+            parts.setdefault(size, []).append((rows, crops, mask))
         with self._stage("paste"):
-            for rows, at, crops, mask in parts:
+            for size, done in parts.items():
+                rows, crops, mask = (torch.cat(each) for each in zip(*done, strict=True))
+                at = alignment[rows].scaled(size / alignment.size)
                 frames = paint(frames, faces.frame[rows], at, crops, mask * self.config.blend.alpha)
         return frames
 
@@ -299,7 +304,8 @@ class Swapper:
                 yield rows, int(self.sides(alignment.size / alignment[rows].scale).max())
             return
         for wanted in side.unique().tolist():
-            for rows in torch.nonzero(side == wanted)[:, 0].split(size):
+            most = size if device.type != "cpu" else min(size, max(1, _CPU_PIXELS // wanted**2))
+            for rows in torch.nonzero(side == wanted)[:, 0].split(most):
                 yield rows, wanted
 
     def _source_face(self, frames: Tensor, name: str, face: int | None) -> Faces:
