@@ -457,20 +457,22 @@ def bar(unit: str) -> Iterator[Callable[[int, int, int], None]]:
 
 
 def show_clip(report: VideoReport, as_json: bool) -> None:
-    """One JSON object, or one line."""
+    """One JSON object, or two lines: what was done, and what took the time."""
     for warning in (*report.warnings, *filter(None, [report.person])):
         _log.warning(warning)
     total = report.seconds.get("total") or sum(report.seconds.values())
+    stages = ", ".join(f"{stage} {spent:.1f}" for stage, spent in report.seconds.items())
     if as_json:
         click.echo(json.dumps(asdict(report)))
     elif _log.isEnabledFor(logging.WARNING):
         jitter = "" if report.jitter is None else f", jitter {report.jitter:.2f} %"
         click.echo(
             f"{click.format_filename(report.output)}: {report.faces_swapped} faces swapped in "
-            f"{report.frames} frames ({report.bridged} bridged, {report.faces_seen} seen{jitter}; "
-            f"{report.pack} on {report.device}, {total:.1f} s)"
+            f"{report.frames} frames ({report.faces_seen} seen in {report.tracks} tracks, "
+            f"{report.bridged} bridged, {report.dropped} dropped{jitter}; {report.pack} on "
+            f"{report.device}, {total:.1f} s)"
         )
-    _log.info("%s", ", ".join(f"{stage} {spent:.2f} s" for stage, spent in report.seconds.items()))
+        click.echo(f"seconds: {stages}")
 
 
 @commands.command()

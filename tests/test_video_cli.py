@@ -61,6 +61,11 @@ def test_the_defaults(clip: Path, capsys) -> None:
     assert codec("clip_swapped.mp4") == "h264"
     assert {"frames", "faces_seen", "faces_swapped", "bridged", "tracks", "dropped"} <= set(report)
     assert {"decode", "track", "encode", "total"} <= set(report["seconds"])
+    assert main(["video", "source.png", str(clip), "--overwrite"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "25 faces swapped in 25 frames (21 seen in 1 tracks, 4 bridged, 0 dropped" in first
+    assert second.startswith("seconds: ")
+    assert " total " in second
     assert "exists already" in refused(capsys, 1, "source.png", clip)
     assert run(capsys, "source.png", clip, "--overwrite")["frames"] == 25
 
