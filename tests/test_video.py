@@ -304,6 +304,37 @@ def test_another_frame_rate(tmp_path: Path) -> None:
     assert len({b - a for a, b in itertools.pairwise(pts)}) == 1
 
 
+@pytest.mark.parametrize("transfer", ["smpte2084", "arib-std-b67"])
+def test_hdr_stays_hdr_through_the_segments(tmp_path: Path, monkeypatch, transfer: str) -> None:
+    if "libx265" not in encoders(find_ffmpeg()):
+        pytest.skip("this ffmpeg has no libx265")
+    monkeypatch.setattr(video, "SEGMENT_SECONDS", 0.3)
+    plain = make(tmp_path / "in.mkv", lambda t: [("red", 20 + t, 20, 30)], 20)
+    tags = f"setparams=color_primaries=bt2020:color_trc={transfer}:colorspace=bt2020nc:range=tv"
+    clip = tmp_path / "hdr.mp4"
+    command = [find_ffmpeg(), "-v", "error", "-i", plain, "-vf", f"format=yuv420p10le,{tags}"]
+    command += ["-c:v", "libx265", "-x265-params", "log-level=none", "-preset", "ultrafast", clip]
+    subprocess.run(command, check=True)
+    report = swap(clip, tmp_path / "out.mp4")
+    assert report.faces_swapped == 20
+    with VideoReader(report.output) as reader:
+        info = reader.info
+    assert (info.codec, info.bits, info.pixel_format) == ("hevc", 10, "yuv420p10le")
+    got = (info.color_space, info.color_primaries, info.color_transfer, info.color_range)
+    assert got == ("bt2020nc", "bt2020", transfer, "tv")
+    assert read(report.output)[1] == read(clip)[1]
+
+
+def test_interlaced_input_is_said(tmp_path: Path) -> None:
+    plain = make(tmp_path / "in.mkv", lambda t: [("red", 20, 20, 30)], 10)
+    command = [find_ffmpeg(), "-v", "error", "-i", plain, "-vf", "setfield=tff", "-flags", "+ildct"]
+    subprocess.run([*command, "-c:v", "mpeg2video", "-q:v", "2", tmp_path / "tv.mkv"], check=True)
+    report = swap(tmp_path / "tv.mkv", tmp_path / "out.mp4")
+    assert report.faces_swapped == 10
+    assert [w for w in report.warnings if "is interlaced; it is treated as progressive" in w]
+    assert not [w for w in swap(plain, tmp_path / "p.mp4").warnings if "interlaced" in w]
+
+
 def test_frames_without_a_swap_come_through_untouched(tmp_path: Path) -> None:
     clip = make(tmp_path / "in.mkv", lambda t: [("red", 40, 20, 30)] if t >= 20 else [], 30)
     settings = config(encode={"codec": "ffv1"})
