@@ -136,9 +136,12 @@ def save_checkpoint(
                 old.unlink()
     except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
         reason = str(error).splitlines()[0]
+        if path.exists():
+            after = "the one before it is kept, go on with --resume when there is room"
+        else:
+            after = "there is none before it, begin again where there is room"
         raise WeightError(
-            f"{path}: the checkpoint of step {step} cannot be written ({reason}); the one before "
-            "it is kept, go on with --resume when there is room"
+            f"{path}: the checkpoint of step {step} cannot be written ({reason}); {after}"
         ) from error
     finally:
         part.unlink(missing_ok=True)
@@ -164,10 +167,22 @@ def load_checkpoint(path: Path, task: Task) -> tuple[int, dict[str, float]]:
         for name, scaler in task.scalers.items():
             scaler.load_state_dict(state.get("scalers", {}).get(name, {}) or scaler.state_dict())
     except (KeyError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ConfigError(f"{path}: made by another architecture or task ({reason})") from error
+        reason = _otherwise(state.get("config", {}), task.config) or " ".join(str(error).split())
+        raise ConfigError(
+            f"{path}: made by another architecture or task ({reason[:160]}); resume with the "
+            "settings it was begun with, or begin a new run with another --out"
+        ) from error
     torch.set_rng_state(state["rng"])
     return int(state["step"]), state.get("sums", {})
+
+
+def _otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which settings of the networks differ, in words; "" if none does."""
+    keys = ("task", "encoders", "critic_width", "teacher")
+    pairs = {key: (before.get(key), now.get(key)) for key in keys}
+    old, new = before.get("model") or {}, now.get("model") or {}
+    pairs |= {f"model.{key}": (old.get(key), new.get(key)) for key in {**old, **new}}
+    return ", ".join(f"{k} was {a}, is {b}" for k, (a, b) in pairs.items() if a != b)
 
 
 def _update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
