@@ -46,6 +46,7 @@ SETTINGS = {  # option -> the setting it is short for
     "end": "end",
     "max_gap": "track.max_gap",
     "smoothing": "track.smoothing",
+    "detect_every": "track.detect_every",
     "fps": "encode.fps",
     "codec": "encode.codec",
     "encoder": "encode.encoder",
@@ -196,6 +197,12 @@ clip_options = options(
     click.option("--no-audio", "audio", flag_value=False, default=None, help="Without sound."),
     click.option("--max-gap", type=float, metavar="SECONDS", help="Bridged without a detection."),
     click.option("--smoothing", type=float, metavar="0..1", help="Strength; 0 is none."),
+    click.option(
+        "--detect-every",
+        type=int,
+        metavar="N",
+        help="Look for faces in every N-th frame and at cuts only.  [default: 1]",
+    ),
     click.option("--batch-size", type=int, metavar="N", help="Frames that go together."),
     click.option("--resume", is_flag=True, help="Go on with the work of an interrupted run."),
     click.option(

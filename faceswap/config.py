@@ -151,8 +151,8 @@ class TrackConfig(Settings):
     fade: Seconds = 0.1
     """Time over which a swap fades in and out where a track begins or ends in view."""
     detect_every: Count = 1
-    """Full detection on every n-th frame only; between them, faces are looked for where they
-    were."""
+    """Faces are looked for in every n-th frame and where a shot begins; in those between, dense
+    points are found where the frames around them say that the face is."""
 
 
 class EncodeConfig(Settings):

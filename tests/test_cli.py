@@ -31,9 +31,9 @@ OPTIONS = {
     "--restore --no-restore --device --precision --config --set --json --verbose --quiet --help",
     "video": "SOURCE CLIP --output --overwrite --target-ref --all-faces --face --map "
     "--source-face --source-extra --start --end --fps --codec --crf --preset --encoder --no-audio "
-    "--max-gap --smoothing --batch-size --resume --preview --sidecar --pack --swapper --mask "
-    "--color-match --no-color-match --alpha --restore --no-restore --device --precision --config "
-    "--set --json --verbose --quiet --help",
+    "--max-gap --smoothing --detect-every --batch-size --resume --preview --sidecar --pack "
+    "--swapper --mask --color-match --no-color-match --alpha --restore --no-restore --device "
+    "--precision --config --set --json --verbose --quiet --help",
     "faces": "CLIP --output --start --end --pack --device --set --json --verbose --quiet --help",
     "weights": "--help",
     "weights list": "--commercial-only --json --help",

@@ -105,6 +105,14 @@ def test_max_gap_and_smoothing(clip: Path, capsys) -> None:
     assert (report["bridged"], report["tracks"]) == (0, 2)
 
 
+def test_detect_every(clip: Path, capsys) -> None:
+    often, seldom = (
+        run(capsys, "source.png", clip, "--detect-every", n, "--overwrite") for n in ("1", "4")
+    )
+    assert seldom["seconds"]["total"] > 0
+    assert often["faces_swapped"] - seldom["faces_swapped"] in (0, 1, 2, 3)
+
+
 def test_preview_and_sidecar(clip: Path, capsys) -> None:
     report = run(capsys, "source.png", clip, "--preview", "4")
     strip = PIL.Image.open(clip.with_name("clip_preview.png"))
@@ -142,6 +150,7 @@ def test_people_by_photo(tmp_path: Path, clip: Path, capsys) -> None:
         ("--codec h265", "--codec: should be 'h264', 'hevc'"),
         ("--codec h264 --set encode.codec=h265", "--set: encode.codec: should be"),
         ("--max-gap -1", "--max-gap: should be greater than or equal to 0, got -1.0"),
+        ("--detect-every 0", "--detect-every: should be greater than or equal to 1, got 0"),
         ("--fps fast", "--fps: should be a positive number or fraction"),
         ("--start 5 --end 2", "faceswap: end (2 s) should be later than start (5 s)"),
     ],
