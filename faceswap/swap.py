@@ -30,6 +30,7 @@ from faceswap.faces.detect import (
     ScrfdDetector,
     detect_any_rotation,
 )
+from faceswap.faces.engine import CenterFaceEngine
 from faceswap.faces.identity import IdentityEncoder
 from faceswap.faces.landmarks import Insight106Landmarker, Landmarker, MeshLandmarker
 from faceswap.models import load_model, to_precision
@@ -521,8 +522,11 @@ def _load_detector(
     fine = 0 if video or settings.sides else PHOTO_FINE
     threshold = settings.threshold or 0.5
     if known is not None and known.arch == "centerface":
-        model = CenterFace.from_onnx(weights.resolve(name)).to(device).eval()
-        return CenterFaceDetector(model, sides=sides, fine=fine, threshold=threshold)
+        file = weights.resolve(name)
+        model = CenterFace.from_onnx(file).to(device).eval()
+        fast = device.type == "cpu" and settings.engine != "torch"
+        engine = CenterFaceEngine(file) if fast else None
+        return CenterFaceDetector(model, sides=sides, fine=fine, threshold=threshold, engine=engine)
     network = load_model(name, device=device)
     if not isinstance(network, FaceDetector):
         raise ConfigError(f"{name}: holds a {type(network).__name__}, which is no detector")

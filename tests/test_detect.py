@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import box_iou
 
+from faceswap import weights
 from faceswap.errors import WeightError
 from faceswap.faces.detect import (
     PHOTO_FINE,
@@ -28,6 +29,7 @@ from faceswap.faces.detect import (
     _starts,
     detect_any_rotation,
 )
+from faceswap.faces.engine import CenterFaceEngine
 from faceswap.models.centerface import CenterFace
 from faceswap.types import Faces
 
@@ -52,6 +54,35 @@ def network() -> CenterFace:
 @pytest.fixture(scope="module")
 def detector() -> CenterFaceDetector:
     return CenterFaceDetector(network())
+
+
+@cache
+def engine() -> CenterFaceEngine:
+    return CenterFaceEngine(weights.resolve("centerface"))
+
+
+@pytest.mark.parametrize(("height", "width", "count"), [(384, 640, 1), (90, 161, 3), (33, 20, 2)])
+def test_the_engine_gives_the_networks_maps(height: int, width: int, count: int) -> None:
+    frames = F.interpolate(picture(), (height, width), mode="bilinear", antialias=True)
+    frames = torch.cat([frames, 255 - frames, frames.flip(3)])[:count]
+    assert engine().takes(frames)
+    with torch.no_grad():
+        expected = network()(frames)
+    for name, ours, theirs in zip(expected._fields, engine()(frames), expected, strict=True):
+        assert ours.shape == theirs.shape, name
+        assert (ours - theirs).abs().max() < (1e-5 if name == "heat" else 1e-3), name
+
+
+def test_faces_found_by_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = CenterFaceDetector(network())
+    fast = CenterFaceDetector(network(), engine=engine()).with_threshold(plain.threshold)
+    expected = plain(picture())
+    monkeypatch.setattr(CenterFace, "forward", None)  # it is the engine that looks
+    found = fast(picture())
+    assert len(found) == len(expected) == 1
+    assert (found.points - expected.points).abs().max() < 0.02
+    assert (found.box - expected.box).abs().max() < 0.02
+    assert not engine().takes(torch.zeros(1, 3, 800, 800, dtype=torch.uint8))
 
 
 def scaled(frames: Tensor, scale: float) -> Tensor:

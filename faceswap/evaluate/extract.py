@@ -108,7 +108,10 @@ def load_instruments(extractors: tuple[str, ...] = (), device: str = "auto") -> 
     assert isinstance(net, GuidedAEINet)  # the lite pack's is one
     assert isinstance(lite.detector, CenterFaceDetector)
     near = CenterFaceDetector(
-        lite.detector.model, sides=(CLOSE,), threshold=lite.detector.threshold
+        lite.detector.model,
+        sides=(CLOSE,),
+        threshold=lite.detector.threshold,
+        engine=lite.detector.engine,
     )
     pack = lite.pack
     about = {

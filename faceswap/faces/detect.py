@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from faceswap.faces.engine import CenterFaceEngine
 from faceswap.models.centerface import STRIDE, CenterFace, CenterMaps
 from faceswap.models.detector import FaceDetector
 from faceswap.ops.boxes import batched_nms, box_area, box_iou
@@ -64,6 +65,7 @@ class CenterFaceDetector:
         fine: working resolution of `look_closer`; 0: none.
         threshold: least score of a face, in (0, 1).
         overlap: boxes of one frame that overlap by a larger IoU are the same face.
+        engine: runs the network in the model's place where it can.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class CenterFaceDetector:
         fine: int = 0,
         threshold: float = 0.5,
         overlap: float = _SAME_FACE,
+        engine: CenterFaceEngine | None = None,
     ) -> None:
         if not sides or min(sides) < 1:
             raise ValueError(f"CenterFaceDetector: expected positive sides, got {tuple(sides)}")
@@ -84,6 +87,7 @@ class CenterFaceDetector:
         self.fine = fine
         self.threshold = threshold
         self.overlap = overlap
+        self.engine = engine
 
     def with_threshold(self, threshold: float) -> CenterFaceDetector:
         """The same with another threshold; the network is shared."""
@@ -93,6 +97,7 @@ class CenterFaceDetector:
             fine=self.fine,
             threshold=threshold,
             overlap=self.overlap,
+            engine=self.engine,
         )
 
     @torch.no_grad()
@@ -160,7 +165,9 @@ class CenterFaceDetector:
 
     def _find(self, frames: Tensor) -> Faces:
         """Every cell above the threshold as a face, in pixels from the edge of the frame."""
-        return _decode(self.model(frames), self.threshold)
+        fast = self.engine is not None and self.engine.takes(frames)
+        network = self.engine if self.engine is not None and fast else self.model
+        return _decode(network(frames), self.threshold)
 
 
 class GridDetector(CenterFaceDetector):

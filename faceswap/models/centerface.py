@@ -6,11 +6,10 @@ MobileNetV2 trunk to stride 32, a top-down path of 2x2 deconvolutions back to st
 1x1 heads on a shared 3x3 convolution. Batch norms are folded into the convolutions, so the
 module is for inference.
 
-Other engines, on one core of a Xeon with AMX at 640x384 (2026-11-25, smallest CPU time of 15,
-taking turns, machine busy): this module 85 ms; onnxruntime 87 ms; frozen by torch.jit 65 ms; bf16
-55 ms, but the logarithm of the box size is then off by up to 0.28. Convolution and ReLU in one
-oneDNN call: 15 to 22 % less with weights packed beforehand (a private interface), 3 % without.
-None of these is worth its price, so there is one way to run it.
+On a CPU `faceswap.faces.engine` runs the same network in half the time. Other ways, on one core of
+a Xeon with AMX at 640x384 (2026-11-25, smallest CPU time of 15, taking turns, machine busy): this
+module 85 ms; frozen by torch.jit 65 ms; bf16 55 ms, but the logarithm of the box size is then off
+by up to 0.28.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from faceswap.errors import WeightError
 from faceswap.models.onnx_file import read_onnx
 
 STRIDE = 4  # frame pixels per cell of the output maps
-_PAD = 32  # the trunk halves five times
+PAD = 32  # the trunk halves five times
 _TRUNK = (  # expansion, channels out, blocks, stride of the first
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -109,7 +108,7 @@ class CenterFace(nn.Module):
         x = frames.to(self.top.weight.dtype)
         if frames.is_floating_point():
             x = x * 255.0
-        x = F.pad(x, (0, -frames.shape[3] % _PAD, 0, -frames.shape[2] % _PAD))
+        x = F.pad(x, (0, -frames.shape[3] % PAD, 0, -frames.shape[2] % PAD))
         x = x.contiguous(memory_format=torch.channels_last)
         x = self._fine(x)
         taps = [x]
@@ -129,7 +128,7 @@ class CenterFace(nn.Module):
         Bands overlap by what the items see, so the result is the same to the bit or nearly so.
         """
         items = self.trunk[:_FINE]
-        rows = max(_PAD, _BAND // x.shape[3] // _PAD * _PAD)
+        rows = max(PAD, _BAND // x.shape[3] // PAD * PAD)
         if x.device.type != "cpu":
             rows = x.shape[2]
         bands = []

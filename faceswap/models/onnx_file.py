@@ -18,6 +18,8 @@ from faceswap.errors import WeightError
 
 _VARINT, _WIDE, _BYTES, _NARROW = 0, 1, 2, 5  # wire types
 _MODEL_GRAPH, _GRAPH_NODE, _GRAPH_INITIALIZER = 7, 1, 5  # field numbers
+_GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_VALUE = 11, 12, 13
+_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_ELEMENT = 1, 2, 1, 1
 _NODE_INPUT, _NODE_OPERATOR = 1, 4
 _DIMS, _TYPE, _FLOATS, _NAME, _RAW = 1, 2, 4, 8, 9  # of a tensor
 _FLOAT = 1  # data type
@@ -53,6 +55,64 @@ def read_onnx(path: Path) -> tuple[list[Node], dict[str, Tensor]]:
     return nodes, tensors
 
 
+def with_constant_weights(path: Path) -> bytes:
+    """The model of a file, for pictures of any size and with weights that nobody can replace.
+
+    Old exporters list weights among the graph's inputs, as defaults; an engine must then neither
+    fold nor pack them. Shapes of inputs, outputs and values are left out.
+
+    Raises:
+        WeightError: as `read_onnx`.
+    """
+    out = b""
+    try:
+        for number, value, raw in _spans(memoryview(path.read_bytes())):
+            graph = number == _MODEL_GRAPH
+            out += _message(number, _constant(_bytes(value))) if graph else raw
+    except (ValueError, IndexError) as error:
+        raise WeightError(f"{path}: not an ONNX file") from error
+    return out
+
+
+def _constant(graph: memoryview) -> bytes:
+    """A graph whose inputs are those that are not stored in it."""
+    stored = {
+        _text(_bytes(value), _NAME)
+        for number, value in _fields(graph)
+        if number == _GRAPH_INITIALIZER
+    }
+    out = b""
+    for number, value, raw in _spans(graph):
+        if number in (_GRAPH_INPUT, _GRAPH_OUTPUT):
+            name = _text(_bytes(value), _VALUE_NAME)
+            out += b"" if name in stored else _message(number, _float_value(name))
+        elif number != _GRAPH_VALUE:
+            out += raw
+    return out
+
+
+def _text(data: memoryview, field: int) -> str:
+    """A field of a message that holds words; empty if it is not there."""
+    found = [value for number, value in _fields(data) if number == field]
+    return bytes(_bytes(found[0])).decode() if found else ""
+
+
+def _float_value(name: str) -> bytes:
+    """A value of any shape: ``ValueInfoProto``."""
+    tensor = bytes([_TENSOR_ELEMENT << 3 | _VARINT, _FLOAT])
+    kind = _message(_VALUE_TYPE, _message(_TYPE_TENSOR, tensor))
+    return _message(_VALUE_NAME, name.encode()) + kind
+
+
+def _message(number: int, payload: bytes) -> bytes:
+    """A field that holds bytes."""
+    size, length = len(payload), []
+    while size > 127:
+        length.append(size & 127 | 128)
+        size >>= 7
+    return bytes([number << 3 | _BYTES, *length, size]) + payload
+
+
 def _node(data: memoryview) -> Node:
     operator, inputs = "", []
     for number, value in _fields(data):
@@ -83,8 +143,15 @@ def _tensor(data: memoryview) -> dict[str, Tensor]:
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Number and value of each field of a message."""
+    for number, value, _ in _spans(data):
+        yield number, value
+
+
+def _spans(data: memoryview) -> Iterator[tuple[int, int | memoryview, memoryview]]:
+    """Number and value of each field of a message, and all of its bytes."""
     at = 0
     while at < len(data):
+        begin = at
         key, at = _varint(data, at)
         value: int | memoryview
         if key & 7 == _VARINT:
@@ -101,7 +168,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             at += size
             if at > len(data):
                 raise ValueError("cut short")
-        yield key >> 3, value
+        yield key >> 3, value, data[begin:at]
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
