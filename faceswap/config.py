@@ -53,7 +53,8 @@ class DetectorConfig(Settings):
     """Weight file of your own (`configs/lite_detector.yaml` trains one), or a name, in place of the
     pack's detector."""
     engine: Literal["auto", "torch", "onnxruntime"] = "auto"
-    """What runs CenterFace on a CPU; auto: onnxruntime, which takes half the time."""
+    """What runs CenterFace on a CPU. onnxruntime takes half the time, but its import costs more
+    than it saves in a photo; auto: onnxruntime for clips, torch for photos."""
 
 
 class MaskConfig(Settings):

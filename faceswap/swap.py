@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -524,13 +525,20 @@ def _load_detector(
     if known is not None and known.arch == "centerface":
         file = weights.resolve(name)
         model = CenterFace.from_onnx(file).to(device).eval()
-        fast = device.type == "cpu" and settings.engine != "torch"
-        engine = CenterFaceEngine(file) if fast else None
+        engine = engine_of(settings.engine, file, device, video=video)
         return CenterFaceDetector(model, sides=sides, fine=fine, threshold=threshold, engine=engine)
     network = load_model(name, device=device)
     if not isinstance(network, FaceDetector):
         raise ConfigError(f"{name}: holds a {type(network).__name__}, which is no detector")
     return GridDetector(network.folded(), sides=sides, fine=fine, threshold=threshold)
+
+
+def engine_of(
+    name: str, file: Path, device: torch.device, *, video: bool
+) -> CenterFaceEngine | None:
+    """What runs CenterFace in torch's place, if anything does; see `DetectorConfig.engine`."""
+    fast = name == "onnxruntime" or (name == "auto" and video)
+    return CenterFaceEngine(file) if fast and device.type == "cpu" else None
 
 
 def _load_encoder(pack: weights.Pack, device: torch.device) -> IdentityEncoder:

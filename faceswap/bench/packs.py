@@ -15,7 +15,6 @@ from faceswap.bench.material import rule_made
 from faceswap.config import SwapConfig
 from faceswap.errors import ConfigError
 from faceswap.faces.detect import PHOTO_FINE, PHOTO_SIDES, VIDEO_SIDES, CenterFaceDetector
-from faceswap.faces.engine import CenterFaceEngine
 from faceswap.faces.identity import IdentityEncoder
 from faceswap.faces.landmarks import MeshLandmarker
 from faceswap.models import ARCHITECTURES, build, load_model
@@ -23,7 +22,7 @@ from faceswap.models.aei import AEINet
 from faceswap.models.centerface import CenterFace
 from faceswap.models.fused import FusedAEINet, fuse
 from faceswap.models.guided import GuidedAEINet
-from faceswap.swap import GHOST_MASK_SIDE, Swapper, choose_device
+from faceswap.swap import GHOST_MASK_SIDE, Swapper, choose_device, engine_of
 
 
 def network(name: str) -> tuple[nn.Module, str]:
@@ -69,7 +68,6 @@ def load_swapper(config: SwapConfig, *, video: bool = False) -> tuple[Swapper, l
     assert isinstance(fused, (FusedAEINet, GuidedAEINet))
     file = weights.resolve(lite.detector)
     detector = CenterFace.from_onnx(file).to(device).eval()
-    fast = device.type == "cpu" and config.detector.engine != "torch"
     swapper = Swapper(
         config,
         pack=pack,
@@ -77,7 +75,7 @@ def load_swapper(config: SwapConfig, *, video: bool = False) -> tuple[Swapper, l
             detector,
             sides=config.detector.sides or (VIDEO_SIDES if video else PHOTO_SIDES),
             fine=0 if video else PHOTO_FINE,
-            engine=CenterFaceEngine(file) if fast else None,
+            engine=engine_of(config.detector.engine, file, device, video=video),
         ),
         landmarks=MeshLandmarker(fuse(load_model(lite.landmarks, device=device))),
         encoder=IdentityEncoder(

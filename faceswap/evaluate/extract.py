@@ -99,11 +99,12 @@ def load_instruments(extractors: tuple[str, ...] = (), device: str = "auto") -> 
         WeightError: a file that is missing or of the wrong kind.
         DeviceError: the device cannot be had.
     """
-    from faceswap.config import SwapConfig
+    from faceswap.config import DetectorConfig, SwapConfig
     from faceswap.models.guided import GuidedAEINet
     from faceswap.swap import Swapper
 
-    lite = Swapper.from_config(SwapConfig(pack="lite", device=device))
+    detector = DetectorConfig(engine="onnxruntime")  # many photos, so its import pays
+    lite = Swapper.from_config(SwapConfig(pack="lite", device=device, detector=detector))
     net = lite.generator
     assert isinstance(net, GuidedAEINet)  # the lite pack's is one
     assert isinstance(lite.detector, CenterFaceDetector)
