@@ -130,7 +130,8 @@ def variants_table(given: argparse.Namespace, tools: Instruments, folders: list[
             f"{', '.join(tools.about.values())} at {side['images_per_second']:.2f} images/s."
         )
     if not given.variant and SECOND not in weights.entries():
-        lines.append("| lite, 2 blocks | not trained: the pack has one swapper " + "| " * 9 + "|")
+        said = "| lite, 2 blocks | not trained: the pack has one swapper "
+        lines.append(said + "| " * len(COLUMNS) + "|")
     return "\n".join([*lines, "", f"{about} {_machine()}"])
 
 
