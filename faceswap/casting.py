@@ -12,6 +12,8 @@ from faceswap.faces.identity import similarity
 from faceswap.faces.track import Describe, Track, quality
 
 _BEST = 3  # faces of a track that its identity is taken from
+_BETTER = 1.15  # times as good a view makes one look again at somebody who matched nobody
+_GLANCES = 5  # times between two reviews that such a view is looked for
 _LOYALTY = 0.1  # cosine that a track's present source is ahead of others when thought over
 
 
@@ -20,7 +22,8 @@ class Casting:
 
     With references: the best faces of a track that can be seen ahead are compared with all
     references, and the tracks of a frame share them out one to one. It is thought over every
-    `review` frames, which catches somebody who came in with the face turned away. With
+    `review` frames, and sooner once somebody who matched nobody shows much more of the face, so
+    that who comes in turned away is swapped from the start. With
     ``everyone``: every track. Without either: one track at a time, the largest.
 
     Args:
@@ -65,7 +68,11 @@ class Casting:
             for track in visible:
                 self._give(track, 0 if track is holder else -1, frame)
         else:
-            due = [t for t in visible if t.source is None or frame >= t.review]
+            due = [
+                t
+                for t in visible
+                if t.source is None or frame >= t.review or self._shows_more(t, frame, ahead)
+            ]
             for track in due:
                 self._look(track, frame, ahead, describe)
             if due:
@@ -73,6 +80,13 @@ class Casting:
             for track in visible:
                 if track.source is None:
                     track.source = -1
+
+    def _shows_more(self, track: Track, frame: int, ahead: int) -> bool:
+        """Whether nobody's face shows much more of itself ahead than when it was looked at."""
+        if track.source != -1 or (track.review - frame) % max(1, self.review // _GLANCES):
+            return False
+        seen = [p for at, p in track.places.items() if frame <= at <= ahead and p.seen]
+        return max(map(quality, seen), default=0.0) > _BETTER * track.quality
 
     def _look(self, track: Track, frame: int, ahead: int, describe: Describe) -> None:
         """Take the track's identity from its best faces among those that can be seen."""
