@@ -63,12 +63,13 @@ def relit(
     """An image in another light, ``(N, 3, S, S)``; may leave [0, 1].
 
     Colours change mostly by a factor, as under a filter; brightness by a factor in what is much
-    darker than the skin (a brow stays dark), half by a factor and half by a sum in skin itself: a
-    factor alone blows up the contrast of dark skin in bright light.
+    darker than the skin (a brow stays dark) and where it gets darker, half by a factor and half by
+    a sum in skin that gets brighter: a factor alone blows up the contrast of dark skin in bright
+    light, and a sum alone takes shadows below black in dark light, one colour after the other.
     """
     ratio = ((light + 0.05) / (own + 0.05)).clamp(0.25, 4)
     gain = ((_luma(light) + 0.05) / (_luma(own) + 0.05)).clamp(0.25, 4)
-    half = (ratio / gain) ** 0.75 * gain.sqrt()
+    half = (ratio / gain) ** 0.75 * gain.clamp(max=1) * gain.clamp(min=1).sqrt()
     skin = image * half + light - own * half
     depth = (1 - _luma(image) / _luma(own).clamp_min(0.05)).clamp(0, 1)
     share = ((depth - _SKIN) / (_DARK - _SKIN)).clamp(0, 1)
