@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from faceswap.ops.draw import outline_distance
+from faceswap.ops.smooth import resized
 from faceswap.ops.topology import EYE_LEFT, EYE_RIGHT, IRIS_LEFT, IRIS_RIGHT
 
 _RIM = 1.2  # of the ring's radius, which lies within the iris's dark rim
 _REACH = 2.6  # iris radii from its centre, where nothing moves any more
+_CELLS = 128  # the field is worked out at this side at most and interpolated
 _FARTHEST = 0.3  # eye widths that an iris is moved at most; points behind sunglasses are guesses
 
 
@@ -27,8 +29,10 @@ def look_along(
     """The map with both irises where `shape` has them, ``(N, S, S, 2)``."""
     size = grid.shape[1]
     field = grid.permute(0, 3, 1, 2)
-    axis = torch.arange(size, dtype=grid.dtype, device=grid.device)
-    moved = torch.zeros_like(field)
+    side = min(size, _CELLS)
+    unit = size / side
+    axis = (torch.arange(side, dtype=grid.dtype, device=grid.device) + 0.5) * unit - 0.5
+    moved = field.new_zeros(len(field), 2, side, side)
     for lids, iris in ((EYE_LEFT, IRIS_LEFT), (EYE_RIGHT, IRIS_RIGHT)):
         centre = shape[:, iris[0], :2]
         radius = (shape[:, list(iris[1:]), :2] - centre[:, None]).norm(dim=-1).mean(1) * _RIM
@@ -43,7 +47,8 @@ def look_along(
         away = (x.square()[:, None] + y.square()[..., None]).sqrt() / radius[:, None, None]
         share = ((_REACH - away) / (_REACH - 1)).clamp(0, 1)
         share = share * share * (3 - 2 * share)
-        inside = outline_distance(shape[:, list(lids), :2], size // 2, size) * (64 / size)
+        lid = (shape[:, list(lids), :2] + 0.5) / unit - 0.5
+        inside = outline_distance(lid, side // 2, side) * (64 / side)
         inside = (inside + 0.5).clamp(0, 1)
         moved = moved + miss[..., None, None] * share[:, None] * inside
-    return (field + moved).permute(0, 2, 3, 1)
+    return (field + resized(moved, size)).permute(0, 2, 3, 1)

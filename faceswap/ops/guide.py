@@ -82,7 +82,7 @@ def make_guide(
         torch.cat([trust.minimum(shown_there), shown_there]),
     )
     lights = tone(faces - dark, torch.cat([bare, theirs.bare])) + dark
-    image = relit(warped, *resized(lights, size).chunk(2))
+    image = relit(warped, *lights.chunk(2))
     distance = resized(face, GRID) / unit
     image = image + resized(_seam(small, resized(image, GRID), distance, theirs.bare, bare), size)
 

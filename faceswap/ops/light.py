@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from faceswap.ops.smooth import average, mean
+from faceswap.ops.smooth import average, mean, resized
 from faceswap.ops.spline import spread, thin_plate_grid
 
 BROAD = 0.14  # fraction of the side, sigma of what counts as broad light
@@ -57,8 +57,8 @@ def shade(
 
 def relit(
     image: Tensor,  # (N, 3, S, S) float in [0, 1]
-    own: Tensor,  # (N, 3, S, S), its light
-    light: Tensor,  # (N, 3, S, S), the light it is to have
+    own: Tensor,  # (N, 3, G, G), its light; smooth, so G may be smaller than S
+    light: Tensor,  # (N, 3, G, G), the light it is to have
 ) -> Tensor:
     """An image in another light, ``(N, 3, S, S)``; may leave [0, 1].
 
@@ -70,11 +70,13 @@ def relit(
     ratio = ((light + 0.05) / (own + 0.05)).clamp(0.25, 4)
     gain = ((_luma(light) + 0.05) / (_luma(own) + 0.05)).clamp(0.25, 4)
     half = (ratio / gain) ** 0.75 * gain.clamp(max=1) * gain.clamp(min=1).sqrt()
-    skin = image * half + light - own * half
-    depth = (1 - _luma(image) / _luma(own).clamp_min(0.05)).clamp(0, 1)
+    fields = torch.cat([half, light - own * half, ratio, 1 / _luma(own).clamp_min(0.05)], 1)
+    half, more, ratio, level = resized(fields, image.shape[-1]).split((3, 3, 3, 1), 1)
+    skin = image * half + more
+    depth = 1 - _luma(image) * level
     share = ((depth - _SKIN) / (_DARK - _SKIN)).clamp(0, 1)
     share = share * share * (3 - 2 * share)
-    return skin + share * (image * ratio - skin)
+    return torch.lerp(skin, image * ratio, share.expand_as(skin))
 
 
 def _luma(images: Tensor) -> Tensor:
