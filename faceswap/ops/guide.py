@@ -111,8 +111,9 @@ def _canvas(small: Tensor, bare: Tensor) -> Tensor:
 def _without_hair(warped: Tensor, hair: Tensor, bare: Tensor) -> Tensor:
     """The source's face with its own skin where hair hung into it, ``(N, 3, S, S)``."""
     small = resized(warped, GRID)
-    wide = average(small, bare, sigma=BROAD, prior=mean(small, bare), trust=0.02)
-    skin = average(small, bare, sigma=_NEAR, prior=wide, trust=0.05)
+    sure = bare * (1 - resized(hair, GRID))  # a rim of hair in shadow passes for bare skin
+    wide = average(small, sure, sigma=BROAD, prior=mean(small, sure), trust=0.02)
+    skin = average(small, sure, sigma=_NEAR, prior=wide, trust=0.05)
     return warped + hair * (resized(skin, warped.shape[-1]) - warped)
 
 
