@@ -27,6 +27,7 @@ from faceswap.types import Guide
 MESH_POINTS = 478
 LIGHTNESS, COLOUR = 0.35, 0.02  # how far the residual may change a pixel
 BROAD = 0.06  # how far it may change the mean of a dozen pixels
+RIM = 10  # pixels from the region's edge, over which the residual fades in
 INPUTS = 11  # channels the encoder sees: base 3, guide 3, region, mouth, trust, points, irises
 
 
@@ -151,7 +152,7 @@ class GuidedAEINet(nn.Module):
         grey = residual.mean(1, keepdim=True)
         residual = LIGHTNESS * grey + COLOUR * (residual - grey)
         residual = residual - _excess(residual)
-        return torch.sigmoid(out[:, :1]) * (1 - guide.mouth), residual * guide.region
+        return torch.sigmoid(out[:, :1]) * (1 - guide.mouth), residual * _inner(guide.region)
 
     def forward(self, target: Tensor, identity: Tensor, guide: Guide) -> Tensor:
         """The swapped crop.
@@ -173,6 +174,12 @@ class GuidedAEINet(nn.Module):
             )
         face = guide.base + gate * (guide.image - guide.base) + residual
         return (target + guide.region * (face - target)).clamp(0, 1)
+
+
+def _inner(region: Tensor) -> Tensor:
+    """The region without its rim, where a residual would paint streaks at the temples."""
+    wide = F.avg_pool2d(F.pad(region, (RIM, RIM, RIM, RIM), mode="replicate"), 2 * RIM + 1, 1)
+    return ((wide - 0.7) / 0.3).clamp(0, 1).square() * region
 
 
 def _excess(residual: Tensor) -> Tensor:
