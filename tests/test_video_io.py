@@ -478,7 +478,7 @@ def test_tracks_chapters_and_tags(tmp_path: Path, rich: Path, suffix: str) -> No
     target = tmp_path / f"out{suffix}"
     preset = "8" if suffix == ".webm" else "ultrafast"
     out = copy(rich, target, Encoding(preset=preset))
-    with av.open(str(target), metadata_errors="ignore") as container:
+    with av.open(str(target)) as container:
         assert len(container.streams.audio) == 2
         assert len(container.streams.subtitles) == (0 if suffix == ".avi" else 1)
         tags = {key.lower(): value for key, value in container.metadata.items()}
@@ -530,6 +530,14 @@ def test_tags_do_not_grow_when_a_result_is_swapped_again(tmp_path: Path, rich: P
     copy(tmp_path / "one.mp4", tmp_path / "two.mp4")
     with av.open(str(tmp_path / "two.mp4")) as container:
         assert container.metadata["comment"].count("Synthetic media") == 1
+
+
+def test_tags_that_are_no_utf8_do_not_stop_a_clip(tmp_path: Path) -> None:
+    source = clip(tmp_path / "in.avi", "-metadata", "comment=caf_ noir")
+    source.write_bytes(source.read_bytes().replace(b"caf_", b"caf\xe9"))  # Latin-1
+    copy(source, tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert "caf noir" in container.metadata["comment"]
 
 
 # --- bad input ---------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import av.error
@@ -36,6 +36,10 @@ from faceswap.types import VideoInfo
 _CONTAINERS = (
     "mov,matroska,avi,gif,apng,mpegts,mpeg,flv,asf,ogg,nut,mxf,yuv4mpegpipe,h264,hevc,mpegvideo,"
     "m4v,rm,dv,ivf,obu"
+)
+# Tags that are no UTF-8 must not stop a clip: PyAV 19 hands them on, before it had to be told.
+_TOLERANT: dict[str, Any] = (
+    {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 )
 _PHOTOS = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"II*\0", b"MM\0*")
 _HEAD_BYTES = 1 << 20  # where the mark of an animated PNG (acTL) is looked for
@@ -239,7 +243,10 @@ class _AvSource:
     def clip(self) -> Clip:
         """What lies beside the frames."""
         streams = self._container.streams
-        tags_here = {key.lower(): value for key, value in self._container.metadata.items()}
+        tags_here = {
+            key.lower(): value.encode("utf-8", "ignore").decode()  # PyAV 19 keeps odd bytes
+            for key, value in self._container.metadata.items()
+        }
         return Clip(
             self.path,
             video=self._stream.index,
@@ -413,7 +420,10 @@ def _check_file(path: str) -> None:
 def _open(path: str) -> av.container.InputContainer:
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
     try:
-        return av.open("file:" + os.path.abspath(path), options=options, metadata_errors="ignore")
+        container: av.container.InputContainer = av.open(
+            "file:" + os.path.abspath(path), options=options, **_TOLERANT
+        )
+        return container
     except (av.error.FFmpegError, ValueError) as error:
         raise MediaError(
             f"{path!r} is not a video that can be read, or it is cut off before its index "
