@@ -29,10 +29,11 @@ from faceswap.config import VideoConfig
 from faceswap.media.reader import VideoReader
 from faceswap.models import load_model
 from faceswap.models.restorer import Restorer
+from faceswap.ops.color import luma
 from faceswap.ops.geometry import Alignment, align
 from faceswap.ops.topology import five_points
 from faceswap.train.config import RestorerRunConfig
-from faceswap.train.data import load_crops, luma
+from faceswap.train.data import load_crops
 from faceswap.train.degrade import blur, worsen
 from faceswap.train.losses import feature_loss, ssim_loss
 from faceswap.train.pairs import look

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from kornia.color import rgb_to_lab
 from torch import Tensor
 
+from faceswap.ops.color import luma
 from faceswap.ops.draw import signed_distance
 from faceswap.ops.topology import FACE_OVAL
 
@@ -17,7 +18,6 @@ MARGIN = 1.7  # of these crops: the face and half as much again around it
 GROWN = 0.6  # eye distances around a face's box that a swap may change
 RING = (0.06, 0.3)  # eye distances from the outline: where its two sides are compared
 BORDER = 0.25  # eye distances on either side of the outline that a mask's edge lies in
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def outside_change(
@@ -101,10 +101,9 @@ def blur_ratio(
     inside = distance >= RING[0]
     around = distance <= -BORDER
     kernel = target.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
-    luma = target.new_tensor(_LUMA).view(1, 3, 1, 1)
     ratios = []
     for crop in (target, swapped):
-        grey = (crop * luma).sum(1, keepdim=True)
+        grey = luma(crop)
         edges = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), kernel[None, None])
         energy = edges.square()
         ratios.append((_mean(energy, inside) / _mean(energy, around).clamp_min(1e-10)).sqrt())

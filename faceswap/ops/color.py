@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _XYZ = (  # linear sRGB -> XYZ, each row divided by its white
     (0.412453 / 0.95047, 0.357580 / 0.95047, 0.180423 / 0.95047),
     (0.212671, 0.715160, 0.072169),
@@ -21,6 +22,15 @@ _CUBE = 6 / 29  # cube root below which CIE 15 has a straight line
 
 _LEAST_MASS = 1.0  # pixels of mask below which there is nothing to measure
 _GAIN = (0.5, 2.0)  # how far a channel's contrast may change: flat channels would explode
+
+
+def luma(
+    images: Tensor,  # (N, 3, H, W) uint8, or float; any range, offsets and differences too
+) -> Tensor:
+    """Brightness ``(N, 1, H, W)`` (ITU-R BT.601); of uint8 pictures float in [0, 1]."""
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
+    return (images * images.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def to_lab(

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from faceswap.ops.color import luma
 from faceswap.ops.smooth import average, mean, resized
 from faceswap.ops.spline import spread, thin_plate_grid
 
@@ -18,7 +19,6 @@ BROAD = 0.14  # fraction of the side, sigma of what counts as broad light
 _FINE = 0.02  # of the difference between the halves; shadows have edges
 _SURE = 0.01  # difference of brightness from which on shade is shade, not noise
 _SKIN, _DARK = 0.35, 0.8  # how much darker than its skin a face's shading and its features are
-_LUMA = (0.299, 0.587, 0.114)  # BT.601
 
 
 def tone(
@@ -51,7 +51,7 @@ def shade(
     gap = images - other[:, :3]
     wide = average(gap, both, sigma=BROAD, trust=0.05)
     gap = average(gap, both, sigma=_FINE, prior=wide, trust=0.02)
-    darker = -_luma(gap)
+    darker = -luma(gap)
     return gap * (darker / (darker.abs() + _SURE)).clamp(min=0)
 
 
@@ -68,16 +68,12 @@ def relit(
     light, and a sum alone takes shadows below black in dark light, one colour after the other.
     """
     ratio = ((light + 0.05) / (own + 0.05)).clamp(0.25, 4)
-    gain = ((_luma(light) + 0.05) / (_luma(own) + 0.05)).clamp(0.25, 4)
+    gain = ((luma(light) + 0.05) / (luma(own) + 0.05)).clamp(0.25, 4)
     half = (ratio / gain) ** 0.75 * gain.clamp(max=1) * gain.clamp(min=1).sqrt()
-    fields = torch.cat([half, light - own * half, ratio, 1 / _luma(own).clamp_min(0.05)], 1)
+    fields = torch.cat([half, light - own * half, ratio, 1 / luma(own).clamp_min(0.05)], 1)
     half, more, ratio, level = resized(fields, image.shape[-1]).split((3, 3, 3, 1), 1)
     skin = image * half + more
-    depth = 1 - _luma(image) * level
+    depth = 1 - luma(image) * level
     share = ((depth - _SKIN) / (_DARK - _SKIN)).clamp(0, 1)
     share = share * share * (3 - 2 * share)
     return torch.lerp(skin, image * ratio, share.expand_as(skin))
-
-
-def _luma(images: Tensor) -> Tensor:
-    return (images * images.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from faceswap.train.data import luma
+from faceswap.ops.color import luma
 
 HASH_SIDE = 16  # a hash has HASH_SIDE ** 2 bits
 HASH_BITS = 7  # bits in which two copies of one photo may differ; below the number of bands

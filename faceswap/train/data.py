@@ -189,12 +189,3 @@ def recolor(
     images = level + (images - level) * (1 + noise[:, 1])
     tint = (1 + noise[:, 2]) * (1 + 0.3 * noise[:, 3:6, 0, 0, 0][:, :, None, None])
     return (images * tint).clamp(0, 1)
-
-
-def luma(
-    images: Tensor,  # (N, 3, H, W) uint8 or float in [0, 1]
-) -> Tensor:
-    """Brightness ``(N, 1, H, W)`` float in [0, 1] (ITU-R BT.601)."""
-    if images.dtype == torch.uint8:
-        images = images.float() / 255
-    return (images * images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
