@@ -63,6 +63,22 @@ def test_identity_changes_the_face_and_its_length_does_not() -> None:
         assert (net(target, torch.randn(1, 16), hints) - same).abs().max() > 1e-4
 
 
+def test_the_residual_leaves_the_regions_rim_alone() -> None:
+    net = GuidedAEINet(**TINY).eval()
+    head = net.head[0]
+    assert isinstance(head, torch.nn.Conv2d)
+    assert head.bias is not None
+    with torch.no_grad():
+        head.bias[4:] = 3.0  # would lighten everywhere
+        hints = guide(1, 64)
+        _, residual = net.gates(hints, torch.randn(1, 16))
+    inside = hints.region[0, 0] == 1
+    rows, columns = torch.nonzero(inside.any(1))[:, 0], torch.nonzero(inside.any(0))[:, 0]
+    middle = residual[0, 0, rows[len(rows) // 2], columns[len(columns) // 2]]
+    assert middle > 0.03
+    assert residual[0, 0, rows[0], columns[len(columns) // 2]] < 0.3 * middle
+
+
 def test_gradient_reaches_every_weight() -> None:
     net = GuidedAEINet(**TINY)
     net(torch.rand(2, 3, 64, 64), torch.randn(2, 16), guide(2, 64)).sum().backward()

@@ -95,6 +95,18 @@ def test_the_face_takes_the_targets_light() -> None:
         assert float((guide.image[0, :, y, x] - SKIN).abs().max()) < 0.05
 
 
+def test_dark_eyes_stay_dark_in_bright_light_and_nothing_turns_black_in_dim_light() -> None:
+    mesh = mean_face()
+    x, y = mesh[0, list(EYE_LEFT), :2].mean(0).round().long().tolist()
+    dim, bright = drawing(mesh, fringe=False, light=0.5), drawing(mesh, fringe=False)
+    contrast = float(dim[0, 0, y, x] / (0.5 * SKIN[0]))
+    image = _guides(dim, bright, mesh).image
+    # Half by a factor and half by a sum, as skin is lit, would make it 1.8 times as much.
+    assert float(image[0, 0, y, x] / SKIN[0]) < 1.2 * contrast
+    image = _guides(bright, dim, mesh).image
+    assert float(image[0, :, y, x].min()) > 0.03  # by a sum alone it would be below 0
+
+
 def test_the_sources_shadow_stays_behind_and_the_targets_comes() -> None:
     mesh = mean_face()
     plain = drawing(mesh, fringe=False)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from faceswap.casting import Casting
 from faceswap.faces.shots import Shots
 from faceswap.faces.steady import radius, steady
 from faceswap.faces.track import Place, Track, Tracker, quality
@@ -175,6 +176,38 @@ def test_quality_prefers_large_frontal_faces() -> None:
 
     assert value(120.0, 0.0) > value(40.0, 0.0) > 0
     assert value(120.0, 0.0) > value(120.0, 0.2) > value(120.0, -0.3) > 0
+
+
+def test_quality_prefers_level_faces() -> None:
+    level, back = (
+        FIVE * 100,
+        (FIVE - torch.tensor([[0, 0], [0, 0], [0, 0.12], [0, 0], [0, 0]])) * 100,
+    )
+    box = torch.tensor([0.0, 0.0, 120.0, 120.0])
+    assert quality(Place(box, back, 0.9)) < 0.7 * quality(Place(box, level, 0.9))
+
+
+def test_who_shows_more_of_the_face_is_looked_at_again_before_the_review() -> None:
+    """A head tilted back for a second: nobody by then, known as soon as the level face is ahead."""
+    box = torch.tensor([0.0, 0.0, 120.0, 120.0])
+    level, back = FIVE * 100, FIVE * 100
+    back = back - torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 14.0], [0.0, 0.0], [0.0, 0.0]])
+    track = Track(0, 0, 59, sudden=True)
+    track.places = {t: Place(box, back if t < 24 else level, 0.9) for t in range(60)}
+
+    def who(asked: Sequence[tuple[int, Place]]) -> Tensor:
+        return torch.stack(
+            [torch.tensor([1.0, 0.0] if at >= 24 else [0.0, 1.0]) for at, _ in asked]
+        )
+
+    casting = Casting(torch.tensor([[1.0, 0.0]]), threshold=0.6, review=30)
+    given = []
+    for frame in range(30):
+        casting.decide(frame, [track], frame + 20, who)
+        given.append(track.source)
+    assert given[0] == -1
+    assert 0 in given[:12]  # by the review alone not before frame 30
+    assert given[given.index(0) :] == [0] * (30 - given.index(0))
 
 
 def test_a_cut_is_found_and_a_pan_is_not() -> None:

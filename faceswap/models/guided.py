@@ -134,8 +134,8 @@ class GuidedAEINet(nn.Module):
 
         Returns:
             gate ``(N, 1, S, S)`` in [0, 1], share of the guide against the base, and residual
-            ``(N, 3, S, S)`` in [-0.4, 0.4], mostly grey and no broad shadow: colour and light come
-            from guide and base.
+            ``(N, 3, S, S)`` in [-0.4, 0.4], mostly grey, no broad shadow, and nothing near the
+            region's edge: colour, light and the seam come from guide and base.
         """
         maps = self.attributes(guide)
         identity = F.normalize(identity) * self.embedding_size**0.5
