@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -12,6 +15,7 @@ from faceswap.models import save_model
 from faceswap.models.identity import IdentityNet
 from faceswap.ops.geometry import TEMPLATES
 from faceswap.ops.topology import FACE_OVAL
+from faceswap.train import loop
 
 SIZE, MARGIN = 64, 1.6
 
@@ -80,6 +84,28 @@ def prepared(folder: Path, *, people: int = 4, photos: int = 2) -> Path:
     }
     (folder / "index.json").write_text(json.dumps(index))
     return folder
+
+
+def home(folder: Path) -> Path:
+    """A folder to train in: prepared data and an encoder."""
+    prepared(folder / "data")
+    encoder(folder / "encoder.safetensors")
+    return folder
+
+
+def killed_at(step: int, monkeypatch: pytest.MonkeyPatch, train: Callable[[], object]) -> None:
+    """Run a training that dies where it would write the checkpoint of a step."""
+    real = loop.save_checkpoint
+
+    def killed(path: Path, task: loop.Task, at: int, **given: Any) -> None:
+        if at == step:
+            raise KeyboardInterrupt
+        real(path, task, at, **given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train()
 
 
 def encoder(path: Path) -> Path:

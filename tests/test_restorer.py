@@ -16,7 +16,7 @@ from faceswap.errors import ConfigError, MissingWeightError, WeightError
 from faceswap.models import build, load_model, save_model
 from faceswap.models.restorer import Restorer
 from faceswap.restore import FaceRestorer, load_restorer
-from faceswap.train import degrade, loop
+from faceswap.train import degrade
 from faceswap.train.config import Damage, RestorerRunConfig, load_train_config
 from faceswap.train.data import load_crops
 from faceswap.train.losses import feature_loss
@@ -232,17 +232,7 @@ def test_resume_is_exact(home, tmp_path, monkeypatch):
     """Killed at the end of step 4, gone on with from the checkpoint of step 2."""
     settings = run_settings(home, save_every=2)
     run_training(settings, tmp_path / "whole")
-    real = loop.save_checkpoint
-
-    def killed(path, task, step, **given):
-        if step == 4:
-            raise KeyboardInterrupt
-        real(path, task, step, **given)
-
-    monkeypatch.setattr(loop, "save_checkpoint", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run_training(settings, tmp_path / "killed")
-    monkeypatch.setattr(loop, "save_checkpoint", real)
+    synthetic.killed_at(4, monkeypatch, lambda: run_training(settings, tmp_path / "killed"))
     assert run_training(settings, tmp_path / "killed", resume=True) == 4
     whole, again = (
         torch.load(tmp_path / name / "last.pt", weights_only=True)["networks"]["restorer"]

@@ -21,10 +21,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("train")
-    synthetic.prepared(folder / "data")
-    synthetic.encoder(folder / "encoder.safetensors")
-    return folder
+    return synthetic.home(tmp_path_factory.mktemp("train"))
 
 
 def test_photos_lie_on_the_gpu_and_views_are_those_of_a_cpu(home):

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from faceswap.errors import ConfigError, FaceSwapError, MissingMediaError, WeightError
 from faceswap.models import build, load_model, save_model
 from faceswap.models.fused import fuse
-from faceswap.train import judges, loop
+from faceswap.train import judges
 from faceswap.train.config import AeiConfig, DistillConfig, RunConfig, load_train_config
 from faceswap.train.data import load_crops
 from faceswap.train.loop import NonFiniteLossError
@@ -50,10 +50,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("train")
-    synthetic.prepared(folder / "data")
-    synthetic.encoder(folder / "encoder.safetensors")
-    return folder
+    return synthetic.home(tmp_path_factory.mktemp("train"))
 
 
 def settings(home: Path, **changed: object) -> AeiConfig:
@@ -96,17 +93,7 @@ def test_resume_is_exact(home, tmp_path, monkeypatch):
     """Killed between checkpoints, with lines in the log that no checkpoint knows of."""
     config = settings(home, steps=6)
     run_training(config, tmp_path / "whole")
-    real = loop.save_checkpoint
-
-    def killed(path, task, step, **given):
-        if step == 6:
-            raise KeyboardInterrupt
-        real(path, task, step, **given)
-
-    monkeypatch.setattr(loop, "save_checkpoint", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run_training(config, tmp_path / "killed")
-    monkeypatch.setattr(loop, "save_checkpoint", real)
+    synthetic.killed_at(6, monkeypatch, lambda: run_training(config, tmp_path / "killed"))
     assert metrics(tmp_path / "killed")[-1]["step"] == 6
     assert run_training(config, tmp_path / "killed", resume=True) == 6
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
