@@ -52,9 +52,6 @@ class DetectorConfig(Settings):
     weights: str | None = None
     """Weight file of your own (`configs/lite_detector.yaml` trains one), or a name, in place of the
     pack's detector."""
-    engine: Literal["auto", "torch", "onnxruntime"] = "auto"
-    """What runs CenterFace on a CPU. onnxruntime takes half the time, but its import costs more
-    than it saves in a photo; auto: onnxruntime for clips, torch for photos."""
 
 
 class MaskConfig(Settings):
@@ -128,6 +125,9 @@ class SwapConfig(Settings):
     """auto, cpu, cuda or cuda:INDEX; only auto may choose the CPU."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Of the networks; auto: fp32 on a CPU, half precision on a GPU."""
+    engine: Literal["auto", "torch", "onnxruntime"] = "auto"
+    """What runs CenterFace and the lite pack's networks on a CPU in fp32. onnxruntime takes half
+    the time, but getting ready takes a second; auto: onnxruntime for clips, torch for photos."""
     batch_size: Count = 8
     """Frames that go through the networks together."""
     detector: DetectorConfig = DetectorConfig()

@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +37,12 @@ from faceswap.models import load_model, to_precision
 from faceswap.models.aei import AEINet
 from faceswap.models.centerface import CenterFace
 from faceswap.models.detector import FaceDetector
+from faceswap.models.engine import GatesEngine, IdentityEngine, MeshEngine
 from faceswap.models.fused import Condition, FusedAEINet, fuse
 from faceswap.models.guided import GuidedAEINet
+from faceswap.models.identity import IdentityNet
 from faceswap.models.iresnet import IResNet
+from faceswap.models.mesh import MeshNet
 from faceswap.ops.blend import paint
 from faceswap.ops.color import color_statistics, transfer_color
 from faceswap.ops.geometry import TEMPLATES, Alignment, align
@@ -141,14 +143,17 @@ class Swapper:
             raise ConfigError(
                 f"{config.swapper}: holds a {type(generator).__name__}, which is no swapper"
             )
+        fast = use_engine(config, device, video=video)
+        if fast and isinstance(generator, GuidedAEINet):
+            generator.engine = GatesEngine(generator)
         fused = fuse(generator)  # a plain AEINet becomes a FusedAEINet, others stay
         assert isinstance(fused, (GuidedAEINet, AEINet, FusedAEINet))
         return cls(
             config,
             pack=pack,
-            detector=_load_detector(config, pack, device, video=video),
-            landmarks=_load_landmarks(pack, device),
-            encoder=_load_encoder(pack, device),
+            detector=_load_detector(config, pack, device, video=video, fast=fast),
+            landmarks=load_landmarks(pack, device, fast=fast),
+            encoder=_load_encoder(pack, device, fast=fast),
             generator=fused,
             restorer=load_restorer(config.restorer, pack, device),
             device=device,
@@ -504,7 +509,7 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def _load_detector(
-    config: SwapConfig, pack: weights.Pack, device: torch.device, *, video: bool
+    config: SwapConfig, pack: weights.Pack, device: torch.device, *, video: bool, fast: bool
 ) -> Detector:
     """The detector that the settings or the pack name: CenterFace, SCRFD, or one of our training.
 
@@ -525,7 +530,7 @@ def _load_detector(
     if known is not None and known.arch == "centerface":
         file = weights.resolve(name)
         model = CenterFace.from_onnx(file).to(device).eval()
-        engine = engine_of(settings.engine, file, device, video=video)
+        engine = CenterFaceEngine(file) if fast else None
         return CenterFaceDetector(model, sides=sides, fine=fine, threshold=threshold, engine=engine)
     network = load_model(name, device=device)
     if not isinstance(network, FaceDetector):
@@ -533,25 +538,29 @@ def _load_detector(
     return GridDetector(network.folded(), sides=sides, fine=fine, threshold=threshold)
 
 
-def engine_of(
-    name: str, file: Path, device: torch.device, *, video: bool
-) -> CenterFaceEngine | None:
-    """What runs CenterFace in torch's place, if anything does; see `DetectorConfig.engine`."""
-    fast = name == "onnxruntime" or (name == "auto" and video)
-    return CenterFaceEngine(file) if fast and device.type == "cpu" else None
+def use_engine(config: SwapConfig, device: torch.device, *, video: bool) -> bool:
+    """Whether onnxruntime runs what it can, see `SwapConfig.engine`."""
+    wanted = config.engine == "onnxruntime" or (config.engine == "auto" and video)
+    return wanted and device.type == "cpu" and _dtype(config.precision, device) == torch.float32
 
 
-def _load_encoder(pack: weights.Pack, device: torch.device) -> IdentityEncoder:
+def _load_encoder(pack: weights.Pack, device: torch.device, *, fast: bool) -> IdentityEncoder:
     model = load_model(pack.identity, device=device)
     if isinstance(model, IResNet):  # GHOST gives it its own swap crop, halved by the network
         return IdentityEncoder(fuse(model), template=pack.template, size=GHOST_MASK_SIDE)
+    if fast and isinstance(model, IdentityNet):
+        return IdentityEncoder(IdentityEngine(model))
     return IdentityEncoder(fuse(model))
 
 
-def _load_landmarks(pack: weights.Pack, device: torch.device) -> Landmarker:
-    if weights.entry(pack.landmarks).arch == "mesh":
-        return MeshLandmarker(fuse(load_model(pack.landmarks, device=device)))
-    return Insight106Landmarker(weights.resolve(pack.landmarks))
+def load_landmarks(pack: weights.Pack, device: torch.device, *, fast: bool) -> Landmarker:
+    """The pack's landmarks; ``fast``: by onnxruntime where torch is the usual way."""
+    if weights.entry(pack.landmarks).arch != "mesh":
+        return Insight106Landmarker(weights.resolve(pack.landmarks))
+    model = load_model(pack.landmarks, device=device)
+    if fast and isinstance(model, MeshNet):
+        return MeshLandmarker(MeshEngine(model))
+    return MeshLandmarker(fuse(model))
 
 
 def _in_crop(mesh: Tensor, alignment: Alignment) -> Tensor:

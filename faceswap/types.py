@@ -125,6 +125,9 @@ class Guide:
     points: Tensor  # (N, 2, S, S) in [0, 1], landmarks and irises drawn as dots
 
 
+GUIDE_CHANNELS = {"image": 3, "base": 3, "region": 1, "mouth": 1, "trust": 1, "points": 2}
+
+
 @dataclass(frozen=True, slots=True)
 class SwapResult:
     """What the pipeline made of one batch of frames."""

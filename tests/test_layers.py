@@ -52,7 +52,7 @@ WALLS = {  # library -> the only files that may name it
 }
 EXCEPTIONS = {  # (library, file) -> why
     ("av", "media/nut.py"): "raw frames with their times into ffmpeg's pipe",
-    ("onnxruntime", "faces/engine.py"): "CenterFace on a CPU",
+    ("onnxruntime", "models/engine.py"): "small networks and CenterFace on a CPU",
 }
 HEAVY = {"torch", "torchvision", "kornia", "cv2", "av", "insightface", "onnx", "PIL", "numpy"}
 

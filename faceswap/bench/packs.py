@@ -15,14 +15,14 @@ from faceswap.bench.material import rule_made
 from faceswap.config import SwapConfig
 from faceswap.errors import ConfigError
 from faceswap.faces.detect import PHOTO_FINE, PHOTO_SIDES, VIDEO_SIDES, CenterFaceDetector
+from faceswap.faces.engine import CenterFaceEngine
 from faceswap.faces.identity import IdentityEncoder
-from faceswap.faces.landmarks import MeshLandmarker
 from faceswap.models import ARCHITECTURES, build, load_model
 from faceswap.models.aei import AEINet
 from faceswap.models.centerface import CenterFace
 from faceswap.models.fused import FusedAEINet, fuse
 from faceswap.models.guided import GuidedAEINet
-from faceswap.swap import GHOST_MASK_SIDE, Swapper, choose_device, engine_of
+from faceswap.swap import GHOST_MASK_SIDE, Swapper, choose_device, load_landmarks, use_engine
 
 
 def network(name: str) -> tuple[nn.Module, str]:
@@ -55,6 +55,7 @@ def load_swapper(config: SwapConfig, *, video: bool = False) -> tuple[Swapper, l
     if all(weights.present(name) for name in pack.weights):
         return Swapper.from_config(config, video=video), []
     device, told = choose_device(config.device), []
+    fast = use_engine(config, device, video=video)
     lite = weights.pack("lite")
     for name, ours in ((pack.detector, lite.detector), (pack.landmarks, lite.landmarks)):
         told.append(f"{name}: stands back for {ours}")
@@ -75,9 +76,9 @@ def load_swapper(config: SwapConfig, *, video: bool = False) -> tuple[Swapper, l
             detector,
             sides=config.detector.sides or (VIDEO_SIDES if video else PHOTO_SIDES),
             fine=0 if video else PHOTO_FINE,
-            engine=engine_of(config.detector.engine, file, device, video=video),
+            engine=CenterFaceEngine(file) if fast else None,
         ),
-        landmarks=MeshLandmarker(fuse(load_model(lite.landmarks, device=device))),
+        landmarks=load_landmarks(lite, device, fast=fast),
         encoder=IdentityEncoder(
             fuse(encoder.to(device)), template=pack.template, size=GHOST_MASK_SIDE
         ),

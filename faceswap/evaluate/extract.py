@@ -99,12 +99,12 @@ def load_instruments(extractors: tuple[str, ...] = (), device: str = "auto") -> 
         WeightError: a file that is missing or of the wrong kind.
         DeviceError: the device cannot be had.
     """
-    from faceswap.config import DetectorConfig, SwapConfig
+    from faceswap.config import SwapConfig
     from faceswap.models.guided import GuidedAEINet
     from faceswap.swap import Swapper
 
-    detector = DetectorConfig(engine="onnxruntime")  # many photos, so its import pays
-    lite = Swapper.from_config(SwapConfig(pack="lite", device=device, detector=detector))
+    settings = SwapConfig(pack="lite", device=device, engine="onnxruntime")  # many photos: it pays
+    lite = Swapper.from_config(settings)
     net = lite.generator
     assert isinstance(net, GuidedAEINet)  # the lite pack's is one
     assert isinstance(lite.detector, CenterFaceDetector)

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from faceswap.models.centerface import PAD, CenterMaps
+from faceswap.models.engine import Session
 from faceswap.models.onnx_file import with_constant_weights
 
 MOST_PIXELS = 2**18  # of a batch; beyond it maps fall out of the cache, and `CenterFace` has bands
@@ -31,17 +30,7 @@ class CenterFaceEngine:
     """
 
     def __init__(self, path: str | Path) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # the file's own shapes are for 32x32 px
-        # Its threads would keep spinning while torch's work, and there are only so many cores.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(
-            with_constant_weights(Path(path)), options, providers=["CPUExecutionProvider"]
-        )
-        self._input = self._session.get_inputs()[0].name
+        self._run = Session(with_constant_weights(Path(path)))
 
     def takes(
         self,
@@ -56,5 +45,4 @@ class CenterFaceEngine:
     ) -> CenterMaps:
         """Maps over the frame, padded as `CenterFace` does."""
         x = F.pad(frames, (0, -frames.shape[3] % PAD, 0, -frames.shape[2] % PAD))
-        given = np.ascontiguousarray(x.float().numpy())
-        return CenterMaps(*map(torch.from_numpy, self._session.run(None, {self._input: given})))
+        return CenterMaps(*self._run(x))

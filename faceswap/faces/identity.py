@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from faceswap.models.engine import IdentityEngine
 from faceswap.ops.geometry import align
 from faceswap.types import Faces, Pictures
 
@@ -25,7 +26,11 @@ class IdentityEncoder:
     """
 
     def __init__(
-        self, model: nn.Module, *, template: str = "arcface", size: int | None = None
+        self,
+        model: nn.Module | IdentityEngine,
+        *,
+        template: str = "arcface",
+        size: int | None = None,
     ) -> None:
         self.model: Any = model
         self.template = template

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from faceswap.models.engine import MeshEngine
 from faceswap.models.mesh import MARGIN, TEMPLATE
 from faceswap.ops.geometry import align
 from faceswap.types import Faces, Pictures
@@ -35,12 +36,12 @@ class MeshLandmarker:
     """MeshNet: 478 points in the MediaPipe FaceMesh topology.
 
     Args:
-        model: a `faceswap.models.mesh.MeshNet`.
+        model: a `faceswap.models.mesh.MeshNet`, or the engine of one.
         refinements: how often the crop is cut again by the points just found; the second look
             does not depend on how well the detector placed its five points.
     """
 
-    def __init__(self, model: nn.Module, *, refinements: int = 1) -> None:
+    def __init__(self, model: nn.Module | MeshEngine, *, refinements: int = 1) -> None:
         self.model: Any = model
         self.refinements = refinements
 

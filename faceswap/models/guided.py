@@ -16,6 +16,8 @@ an identity embedding, and AAD blocks that mix them. Three things make it small:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,6 +55,7 @@ class GuidedAEINet(nn.Module):
     shape_mean: Tensor
     shape_basis: Tensor
     shape_expression: Tensor
+    engine: Callable[[Guide, Tensor], tuple[Tensor, Tensor]] | None = None  # runs `gates` instead
 
     def __init__(
         self,
@@ -166,7 +169,8 @@ class GuidedAEINet(nn.Module):
             ``(N, 3, R, R)`` in [0, 1]; equals the target wherever ``guide.region`` is 0.
         """
         side = target.shape[-1]
-        gate, residual = self.gates(_resized(guide, self.size), identity)
+        gates = self.gates if self.engine is None else self.engine
+        gate, residual = gates(_resized(guide, self.size), identity)
         if side != self.size:
             gate, residual = (
                 F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)

@@ -10,7 +10,6 @@ non-maximum suppression.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,15 +22,14 @@ from faceswap.models import load_model, save_model
 from faceswap.models.aei import AEINet
 from faceswap.models.checkpoint import read_checkpoint
 from faceswap.models.detector import FaceDetector
+from faceswap.models.engine import onnx_bytes
 from faceswap.models.guided import GuidedAEINet
 from faceswap.models.identity import IdentityNet
 from faceswap.models.iresnet import INPUT_SIZE, IResNet
 from faceswap.models.mesh import MeshNet
 from faceswap.models.restorer import Restorer
-from faceswap.types import Guide
+from faceswap.types import GUIDE_CHANNELS, Guide
 
-OPSET = 17
-GUIDE = {"image": 3, "base": 3, "region": 1, "mouth": 1, "trust": 1, "points": 2}  # channels
 Format = Literal["safetensors", "onnx"]
 
 
@@ -110,7 +108,9 @@ def exportable(network: nn.Module) -> Exported:
     if isinstance(network, GuidedAEINet):
         inputs = {"target": pictures(3, network.size)}
         inputs["identity"] = torch.randn(2, network.embedding_size)
-        inputs |= {name: pictures(channels, network.size) for name, channels in GUIDE.items()}
+        inputs |= {
+            name: pictures(channels, network.size) for name, channels in GUIDE_CHANNELS.items()
+        }
         return Exported(_GuidedSwap(network), inputs, ("swapped",))
     if isinstance(network, IdentityNet | IResNet):
         side = int(getattr(network, "size", INPUT_SIZE))
@@ -186,25 +186,6 @@ def export(run: Path, to: Format, output: Path | None = None, *, overwrite: bool
 
 
 def write_onnx(network: nn.Module, path: Path) -> None:
-    """One ONNX file with a dynamic number of faces, from a network in eval mode.
-
-    By torch's older exporter: the newer one needs onnxscript, and gains nothing for these
-    networks.
-    """
+    """One ONNX file with a dynamic number of faces, from a network in eval mode."""
     parts = exportable(network)
-    axes = {name: {0: "faces"} for name in (*parts.inputs, *parts.outputs)}
-    if parts.free:
-        for name in parts.inputs:
-            axes[name] |= {2: "height", 3: "width"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its deprecation, and of constants in shape checks
-        torch.onnx.export(
-            parts.network.eval(),
-            tuple(parts.inputs.values()),
-            str(path),
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=list(parts.inputs),
-            output_names=list(parts.outputs),
-            dynamic_axes=axes,
-        )
+    path.write_bytes(onnx_bytes(parts.network, parts.inputs, parts.outputs, free=parts.free))

@@ -1,0 +1,182 @@
+"""More faces for the identity encoder: mixtures of prepared crops, embedded by the teacher.
+
+    python scripts/mix_faces.py DATA OUT --count 24576 --identity-teacher omz_reid.ts
+
+DATA is what `faceswap prepare` made; OUT becomes a prepared folder with the mixtures first and
+DATA's own faces (links, not copies) after them. A student that sees 8,000 people agrees with its
+teacher on them better than on strangers; a patient teacher has an answer for any picture ("function
+matching", Beyer et al., CVPR 2022), so parts of two people make a third one to learn from. Nobody
+held back is mixed in, and no mixture is held back. Points and mesh of a mixture are the mean of its
+two faces': good enough to cut by, not to learn points from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from faceswap.errors import FaceSwapError, MediaError
+from faceswap.ops.geometry import align
+from faceswap.train.data import INDEX, Crops, cut, is_held_back, load_crops
+from faceswap.train.label import load_recogniser
+from faceswap.train.mesh import mirror_order
+from faceswap.train.shards import SHARD, write_sheet
+
+PART = 64
+
+
+def smooth(n: int, channels: int, cells: int, size: int, generator: torch.Generator) -> Tensor:
+    """Smooth noise ``(n, channels, size, size)`` of unit deviation in its ``cells`` a side."""
+    noise = torch.randn(n, channels, cells, cells, generator=generator)
+    return F.interpolate(noise, size=(size, size), mode="bicubic", align_corners=True)
+
+
+def mirrored(
+    images: Tensor,  # (N, 3, S, S)
+    points: Tensor,  # (N, P, 2 or 3) px
+    order: Tensor,  # (P,) int64, whose place a point takes
+    flip: Tensor,  # (N,) bool
+) -> tuple[Tensor, Tensor]:
+    """Some of the crops mirrored."""
+    size = images.shape[-1]
+    turned = points[:, order].clone()
+    turned[..., 0] = size - 1 - turned[..., 0]
+    return (
+        torch.where(flip[:, None, None, None], images.flip(3), images),
+        torch.where(flip[:, None, None], turned, points),
+    )
+
+
+def mix(data: Crops, rows: Tensor, order: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """Mixtures of neighbouring rows: image, points and mesh of ``n / 2`` new faces.
+
+    One face shows in some places and the other elsewhere (three in four), or one through the other;
+    then all of it is bent a little, which changes a face's shape.
+    """
+    n = len(rows) // 2
+    five = torch.tensor([1, 0, 2, 4, 3])
+    flip = torch.rand(len(rows), generator=generator) < 0.5
+    images = data.pixels(rows).float() / 255
+    images, mesh = mirrored(images, data.mesh[rows], order, flip)
+    _, points = mirrored(images, data.points[rows], five, flip)
+    size = images.shape[-1]
+    sharpness = torch.exp(torch.rand(n, 1, 1, 1, generator=generator) * 3)
+    level = torch.rand(n, 1, 1, 1, generator=generator) - 0.5
+    share = torch.sigmoid(sharpness * (smooth(n, 1, 5, size, generator) * 2 + level))
+    through = torch.rand(n, 1, 1, 1, generator=generator) < 0.25
+    share = torch.where(through, 0.5 + level * 0.7, share)
+    picture = share * images[:n] + (1 - share) * images[n:]
+    bend = smooth(n, 2, 6, size, generator) * 0.012
+    axis = torch.linspace(-1, 1, size)
+    place = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
+    stretch = 1 + torch.randn(n, 1, 1, 2, generator=generator) * 0.03
+    grid = place * stretch + 2 * bend.permute(0, 2, 3, 1)
+    picture = F.grid_sample(picture, grid, mode="bilinear", align_corners=True)
+    moved = grid - place
+
+    def bent(points: Tensor) -> Tensor:
+        points = (points[:n] + points[n:]) / 2
+        at = points[:, None, :, :2] * (2 / (size - 1)) - 1
+        step = F.grid_sample(moved.permute(0, 3, 1, 2), at, mode="bilinear", align_corners=True)
+        xy = points[..., :2] - step[:, :, 0].transpose(1, 2) * ((size - 1) / 2)
+        return torch.cat([xy, points[..., 2:]], -1)
+
+    image = (picture * 255).round().clamp(0, 255).to(torch.uint8)
+    return {"image": image, "points": bent(points), "mesh": bent(mesh)}
+
+
+class Teacher:
+    """A TorchScript recogniser, run by onnxruntime: half of the time on a CPU."""
+
+    def __init__(self, file: str) -> None:
+        recogniser = load_recogniser(file, torch.device("cpu"))
+        self.size = recogniser.size
+        example = torch.rand(2, 3, self.size, self.size)
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            path = Path(folder) / "teacher.onnx"
+            torch.onnx.export(
+                recogniser.model,
+                (example,),
+                str(path),
+                dynamo=False,
+                input_names=["crop"],
+                output_names=["embedding"],
+                dynamic_axes={"crop": {0: "n"}, "embedding": {0: "n"}},
+            )
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            self.session = onnxruntime.InferenceSession(path.read_bytes(), options)
+
+    def __call__(self, images: Tensor, points: Tensor) -> Tensor:
+        """Embeddings ``(N, D)`` of crops, cut by their five points."""
+        views = cut(images, align(points, self.size, template="arcface").matrix, self.size)
+        parts = [self.session.run(None, {"crop": v.numpy()})[0] for v in views.split(4)]
+        return torch.cat([torch.from_numpy(part) for part in parts])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--count", type=int, default=12 * SHARD, help=f"a multiple of {SHARD}")
+    parser.add_argument("--identity-teacher", required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if options.count < SHARD or options.count % SHARD:
+        raise MediaError(f"--count {options.count}: must be a multiple of {SHARD}")
+    if options.out.exists():
+        raise MediaError(f"{options.out}: is there already; name another folder or remove it")
+    data = load_crops(options.data)
+    teacher = Teacher(options.identity_teacher)
+    generator = torch.Generator().manual_seed(options.seed)
+    rows = torch.nonzero(~data.held_back)[:, 0]
+    order = mirror_order(data.mesh[rows[:4000]])
+    options.out.mkdir(parents=True)
+    shards = []
+    bar = tqdm(total=options.count, unit="face", desc="mixed")
+    for index in range(options.count // SHARD):
+        parts: list[dict[str, Tensor]] = []
+        for _ in range(SHARD // PART):
+            both = rows[torch.randint(len(rows), (2 * PART,), generator=generator)]
+            part = mix(data, both, order, generator)
+            part["embedding"] = teacher(part["image"], part["points"])
+            parts.append(part)
+            bar.update(PART)
+        shards.append(f"mixed-{index:05d}.safetensors")
+        whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        save_file(whole, options.out / shards[-1])
+    index = json.loads((options.data / INDEX).read_text())
+    for name in index["shards"]:
+        (options.out / name).symlink_to((options.data / name).resolve())
+    made = []
+    for number in range(options.count):
+        name = f"mixture-{number}"
+        while is_held_back(name):
+            name += "-"
+        made.append(name)
+    index["shards"] = shards + index["shards"]
+    index["scale"] = [1.0] * options.count + index["scale"]
+    for key in ("names", "people"):
+        index[key] = made + index[key]
+    (options.out / INDEX).write_text(json.dumps(index))
+    write_sheet(options.out, shards[0])
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except FaceSwapError as error:
+        sys.exit(f"Error: {error}")
