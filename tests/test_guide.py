@@ -11,11 +11,20 @@ from faceswap.models import load_model
 from faceswap.ops.draw import dots, signed_distance
 from faceswap.ops.gaze import look_along
 from faceswap.ops.guide import make_guide
+from faceswap.ops.lids import close_lids, opening
 from faceswap.ops.shape import ShapeModel, fit_pose, fit_shape_model
 from faceswap.ops.skin import find_skin
 from faceswap.ops.smooth import average, resized
 from faceswap.ops.spline import thin_plate_grid
-from faceswap.ops.topology import FACE, INNER_LIPS, IRIS_LEFT, IRIS_RIGHT, five_points
+from faceswap.ops.topology import (
+    EYE_LEFT,
+    EYE_RIGHT,
+    FACE,
+    INNER_LIPS,
+    IRIS_LEFT,
+    IRIS_RIGHT,
+    five_points,
+)
 
 POINTS = 478
 
@@ -228,3 +237,39 @@ def test_five_points_are_seen_from_left_to_right() -> None:
     mesh[0, [362, 263, 386, 374], 0] = 1.0
     mesh[0, 61, 0], mesh[0, 291, 0] = -0.5, 0.5
     assert five_points(mesh)[0, :, 0].tolist() == [-1.0, 1.0, 0.0, -0.5, 0.5]
+
+
+def _squinting(mesh: torch.Tensor, left: float, right: float) -> torch.Tensor:
+    """The mesh with its lids that far apart, in eye widths."""
+    out = mesh.clone()
+    for eye, wanted in ((EYE_LEFT, left), (EYE_RIGHT, right)):
+        upper, lower = list(eye[1:8]), list(eye[:8:-1])
+        middle = (mesh[:, upper] + mesh[:, lower]) / 2
+        factor = wanted / float(opening(mesh, eye))
+        for lid in (upper, lower):
+            out[:, lid] = middle + factor * (mesh[:, lid] - middle)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "closed"),
+    [
+        (0.14, 0.15, (True, True)),
+        (0.14, 0.16, (True, True)),  # one of them measured wider
+        (0.25, 0.25, (False, False)),  # narrow, and open
+        (0.13, 0.30, (True, False)),  # a wink
+    ],
+)
+def test_lids_close_with_the_targets(left: float, right: float, closed: tuple[bool, bool]) -> None:
+    mean = load_model("lite-swapper").shape_mean
+    assert isinstance(mean, torch.Tensor)
+    face = (mean * 34 + 66)[None]
+    shape, target = _squinting(face, 0.3, 0.3), _squinting(face, left, right)
+    found = close_lids(shape, target)
+    for eye, shut in zip((EYE_LEFT, EYE_RIGHT), closed, strict=True):
+        if shut:
+            assert 0.02 < float(opening(found, eye)) < 0.08
+        else:
+            assert torch.equal(found[:, list(eye)], shape[:, list(eye)])
+    others = [i for i in range(478) if i not in EYE_LEFT + EYE_RIGHT]
+    assert torch.equal(found[:, others], shape[:, others])

@@ -118,3 +118,20 @@ def test_the_sources_shadow_stays_behind_and_the_targets_comes() -> None:
         image = _guides(source, target, mesh).image
         for x, y in beside:  # a low-pass alone is off by 0.04 to 0.12 here
             assert float((image[0, :, y, x] - target[0, :, y, x]).abs().max()) < 0.02
+
+
+def test_pale_sockets_of_a_flushed_face_do_not_turn_white_and_blue() -> None:
+    mesh = mean_face()
+    target = drawing(mesh, fringe=False)
+    source = target.clone()
+    flush = torch.tensor([0.85, 0.75, 0.72]).view(3, 1, 1)
+    skin = (source[0] - SKIN.view(3, 1, 1)).abs().amax(0) < 1e-3
+    source[0, :, skin] = (source[0] * flush)[:, skin]
+    sockets = [mesh[0, point, :2].round().long().tolist() for point in (223, 443)]
+    for x, y in sockets:  # as bright and pale as the target's skin is
+        source[0, :, y - 3 : y + 3, x - 6 : x + 6] = (SKIN * 1.05).view(3, 1, 1)
+    image = _guides(source, target, mesh).image
+    for x, y in sockets:
+        off = image[0, :, y, x] - SKIN
+        assert float(off.max() - off.min()) < 0.04  # of another colour
+        assert 0.02 < float(off.mean()) < 0.08  # paler still, but not white

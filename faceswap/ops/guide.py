@@ -15,18 +15,30 @@ and without learning except for one small linear shape model:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from faceswap.ops.draw import dots, outline_distance
 from faceswap.ops.gaze import look_along
-from faceswap.ops.light import BROAD, relit, shade, tone
+from faceswap.ops.lids import close_lids
+from faceswap.ops.light import BROAD, evened, relit, shade, tone
 from faceswap.ops.shape import ShapeModel
 from faceswap.ops.skin import GRID, find_skin
 from faceswap.ops.smooth import average, mean, resized
 from faceswap.ops.spline import spread, thin_plate_grid
-from faceswap.ops.topology import CONTROL, FACE, INNER_LIPS, OUTER_LIPS, SURFACE, covering
+from faceswap.ops.topology import (
+    CONTROL,
+    EYE_LEFT,
+    EYE_RIGHT,
+    FACE,
+    INNER_LIPS,
+    OUTER_LIPS,
+    SURFACE,
+    covering,
+)
 from faceswap.types import Guide
 
 _NEAR = 0.06  # fraction of the side, of the skin that hair is replaced by, and of the seam
@@ -50,7 +62,7 @@ def make_guide(
     """
     size = target.shape[-1]
     unit = size / 128
-    shape = model.compose(source_mesh, target_mesh, identity=identity)
+    shape = close_lids(model.compose(source_mesh, target_mesh, identity=identity), target_mesh)
     control = list(CONTROL)
     trust, shown_there = (model.facing(mesh)[:, control] for mesh in (source_mesh, target_mesh))
     weight = trust.clamp(0.1, 1) * shown_there.clamp(0.02, 1)
@@ -83,6 +95,8 @@ def make_guide(
     )
     lights = tone(faces - dark, torch.cat([bare, theirs.bare])) + dark
     image = relit(warped, *lights.chunk(2))
+    plain = 1 - _polygons(shape, (EYE_LEFT, EYE_RIGHT, OUTER_LIPS), size)
+    image = evened(image, lights.chunk(2)[1], plain)
     distance = resized(face, GRID) / unit
     image = image + resized(_seam(small, resized(image, GRID), distance, theirs.bare, bare), size)
 
@@ -95,6 +109,13 @@ def make_guide(
     )
     guide = Guide(image.clamp(0, 1), base, region, mouth, seen * shown, resized(drawing, size))
     return guide, shape
+
+
+def _polygons(mesh: Tensor, outlines: Sequence[Sequence[int]], size: int) -> Tensor:
+    """Soft insides of some outlines of a mesh, ``(N, 1, size, size)``."""
+    unit = size / 128
+    distances = [outline_distance(mesh[:, list(o), :2], size // 2, size) for o in outlines]
+    return (torch.stack(distances).amax(0) / (2 * unit) + 0.5).clamp(0, 1)
 
 
 def _warp(images: Tensor, grid: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ BROAD = 0.14  # fraction of the side, sigma of what counts as broad light
 _FINE = 0.02  # of the difference between the halves; shadows have edges
 _SURE = 0.01  # difference of brightness from which on shade is shade, not noise
 _SKIN, _DARK = 0.35, 0.8  # how much darker than its skin a face's shading and its features are
+_BLOTCH, _GLARE = 0.06, 0.12  # how far skin may be off its light, in colour and upwards
+_BLUE = 0.01  # how much bluer than its light hair and shaded skin may be
 
 
 def tone(
@@ -77,3 +79,31 @@ def relit(
     share = ((depth - _SKIN) / (_DARK - _SKIN)).clamp(0, 1)
     share = share * share * (3 - 2 * share)
     return torch.lerp(skin, image * ratio, share.expand_as(skin))
+
+
+def evened(
+    image: Tensor,  # (N, 3, S, S) float, lit
+    light: Tensor,  # (N, 3, G, G), its light
+    skin: Tensor,  # (N, 1, S, S) in [0, 1], where there are neither eyes nor lips
+) -> Tensor:
+    """Skin that keeps near its light, ``(N, 3, S, S)``; brows, beards and shadows stay.
+
+    What is a pale socket on a flushed face turns white and blue where the flush is taken for light
+    and lit otherwise. Colours off their light by c become ``c k / (k + |c|)``, and so does what is
+    brighter than it; what is dark is left alone, but that nothing is bluer than green or red where
+    the light is not.
+    """
+    light = resized(light, image.shape[-1])
+    off = image - light
+    bright = luma(off)
+    colour = off - bright
+    strength = colour.square().sum(1, keepdim=True).sqrt()
+    level = (1 + bright / luma(light).clamp_min(0.05) - 0.6) / 0.25
+    share = skin * level.clamp(0, 1)
+    evened = colour * (_BLOTCH / (_BLOTCH + strength))
+    evened = evened + bright * (_GLARE / (_GLARE + bright.clamp(min=0)))
+    image = image + share * (evened - off)
+    room = (light[:, 2:] - light[:, :2]).clamp_min(0) + _BLUE
+    most = (image[:, :2] + room).amin(1, keepdim=True)
+    blue = torch.lerp(image[:, 2:], image[:, 2:].minimum(most), skin)
+    return torch.cat([image[:, :2], blue], 1)
