@@ -19,7 +19,7 @@ BROAD = 0.14  # fraction of the side, sigma of what counts as broad light
 _FINE = 0.02  # of the difference between the halves; shadows have edges
 _SURE = 0.01  # difference of brightness from which on shade is shade, not noise
 _SKIN, _DARK = 0.35, 0.8  # how much darker than its skin a face's shading and its features are
-_BLOTCH, _GLARE = 0.06, 0.12  # how far skin may be off its light, in colour and upwards
+_BLOTCH, _GLARE = 0.05, 0.1  # how far skin may be off its light, in colour and upwards
 _BLUE = 0.01  # how much bluer than its light hair and shaded skin may be
 
 
@@ -89,9 +89,10 @@ def evened(
     """Skin that keeps near its light, ``(N, 3, S, S)``; brows, beards and shadows stay.
 
     What is a pale socket on a flushed face turns white and blue where the flush is taken for light
-    and lit otherwise. Colours off their light by c become ``c k / (k + |c|)``, and so does what is
-    brighter than it; what is dark is left alone, but that nothing is bluer than green or red where
-    the light is not.
+    and lit otherwise. What a colour, or a brightness above the light, is off by more than usual is
+    divided by four; what is dark is left alone, but that nothing is bluer than green or red where
+    the light is not. Holding back every difference alike took identity with it: cosine to the
+    source .555 -> .542 (100 swaps, mobilefacenet).
     """
     light = resized(light, image.shape[-1])
     off = image - light
@@ -100,8 +101,8 @@ def evened(
     strength = colour.square().sum(1, keepdim=True).sqrt()
     level = (1 + bright / luma(light).clamp_min(0.05) - 0.6) / 0.25
     share = skin * level.clamp(0, 1)
-    evened = colour * (_BLOTCH / (_BLOTCH + strength))
-    evened = evened + bright * (_GLARE / (_GLARE + bright.clamp(min=0)))
+    excess = (strength - _BLOTCH).clamp_min(0) / strength.clamp_min(1e-6)
+    evened = colour * (1 - 0.75 * excess) + bright - 0.75 * (bright - _GLARE).clamp_min(0)
     image = image + share * (evened - off)
     room = (light[:, 2:] - light[:, :2]).clamp_min(0) + _BLUE
     most = (image[:, :2] + room).amin(1, keepdim=True)
