@@ -133,5 +133,5 @@ def test_pale_sockets_of_a_flushed_face_do_not_turn_white_and_blue() -> None:
     image = _guides(source, target, mesh).image
     for x, y in sockets:
         off = image[0, :, y, x] - SKIN
-        assert float(off.max() - off.min()) < 0.04  # of another colour
-        assert 0.02 < float(off.mean()) < 0.08  # paler still, but not white
+        assert float(off.max() - off.min()) < 0.05  # of another colour
+        assert 0.05 < float(off.mean()) < 0.14  # paler still, but not white: it was 0.17
