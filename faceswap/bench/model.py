@@ -1,4 +1,4 @@
-"""``faceswap bench model``: a network as written against the same network fused."""
+"""``faceswap bench model``: a network as written against the same network as we run it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from faceswap.errors import ConfigError
 from faceswap.models import Precision, to_precision
 from faceswap.models.aei import AEINet
 from faceswap.models.centerface import CenterFace
+from faceswap.models.engine import GatesEngine, IdentityEngine, MeshEngine
 from faceswap.models.fused import FusedAEINet, fuse
 from faceswap.models.guided import GuidedAEINet
+from faceswap.models.identity import IdentityNet
+from faceswap.models.mesh import MeshNet
 from faceswap.swap import choose_device
 from faceswap.types import Guide
 
@@ -37,7 +40,7 @@ def bench_model(
     precision: Precision = "fp32",
     repeats: int = 5,
 ) -> dict[str, Any]:
-    """Time a network, or every network of a pack, as written and fused, taking turns.
+    """Time a network, or every network of a pack, as written, fused and by engine, taking turns.
 
     Args:
         name: a pack (``ghost-2``), a weight name, a weight file, or an architecture.
@@ -49,6 +52,7 @@ def bench_model(
     Returns:
         ``networks``, a list of rows (network, batch, ms of both, ``speedup``, ``cpu_speedup`` by
         CPU time, ``fps`` of the fused one in faces or frames, ``max_difference`` of the outputs,
+        ``engine_ms`` of the onnxruntime that clips use on a CPU, None where there is none,
         GFLOP each, TFLOP/s and, on cards we know, the share of their half-precision peak),
         ``fps`` and ``stages`` (ms, fused) of the last batch size, ``stand_ins``, ``machine``.
 
@@ -61,10 +65,11 @@ def bench_model(
         plain, line = network(each)
         stand_ins += [line] if line else []
         plain.to(where)
+        engine = _engine(plain) if where.type == "cpu" and precision == "fp32" else None
         fused = to_precision(fuse(copy.deepcopy(plain)), precision)
         to_precision(plain, precision)
         for batch in batches:
-            rows.append({"network": each, **_compare(plain, fused, batch, where, repeats)})
+            rows.append({"network": each, **_compare(plain, fused, engine, batch, repeats)})
     last = [row for row in rows if row["batch"] == batches[-1]]
     return {
         "machine": machine(where),
@@ -107,9 +112,27 @@ def inputs_of(model: nn.Module, batch: int, device: torch.device) -> Inputs:
     return (noise(3, size),)
 
 
+def _engine(network: nn.Module) -> Callable[..., Any] | None:
+    """What runs this network for clips on a CPU, if not torch; takes what the network takes."""
+    if isinstance(network, MeshNet):
+        return MeshEngine(network)
+    if isinstance(network, IdentityNet):
+        return IdentityEngine(network)
+    if isinstance(network, GuidedAEINet):
+        twin = copy.deepcopy(network)
+        twin.engine = GatesEngine(twin)
+        return twin
+    return None
+
+
 def _compare(
-    plain: nn.Module, fused: nn.Module, batch: int, device: torch.device, repeats: int
+    plain: nn.Module,
+    fused: nn.Module,
+    engine: Callable[..., Any] | None,
+    batch: int,
+    repeats: int,
 ) -> dict[str, Any]:
+    device = next(plain.parameters()).device
     given = inputs_of(plain, batch, device)
     better = given
     with torch.inference_mode():
@@ -119,14 +142,18 @@ def _compare(
         ours = tuple(x.to(half) if isinstance(x, Tensor) else x for x in given)
         with FlopCounterMode(display=False) as counter:
             expected = _tensors(plain(*ours))
+        others = [fused(*better)] + ([engine(*ours)] if engine else [])
         difference = max(
             float((a.float() - b.float()).abs().max())
-            for a, b in zip(expected, _tensors(fused(*better)), strict=True)
+            for other in others
+            for a, b in zip(expected, _tensors(other), strict=True)
         )
         runs: dict[str, Callable[[], Any]] = {
             "plain": lambda: plain(*ours),
             "fused": lambda: fused(*better),
         }
+        if engine is not None:
+            runs["engine"] = lambda: engine(*ours)
         wall, cpu = _take_turns(runs, device, repeats)
     seconds = wall["fused"] / batch
     flops = counter.get_total_flops() / batch
@@ -134,6 +161,7 @@ def _compare(
         "batch": batch,
         "plain_ms": 1000 * wall["plain"],
         "fused_ms": 1000 * wall["fused"],
+        "engine_ms": 1000 * wall["engine"] if engine else None,
         "speedup": wall["plain"] / wall["fused"],
         "cpu_speedup": cpu["plain"] / cpu["fused"] if device.type == "cpu" else None,
         "fps": 1 / seconds,
@@ -182,15 +210,18 @@ def format_model_bench(result: dict[str, Any]) -> str:
         f"{describe(result['machine'])}; {result['precision']}",
         *result["stand_ins"],
         "",
-        "| network | batch | plain ms | fused ms | times faster (CPU time) | each/s | max diff |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| network | batch | plain ms | fused ms | times faster (CPU time) | each/s "
+        "| onnxruntime ms | max diff |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in result["networks"]:
         cpu = "" if row["cpu_speedup"] is None else f" ({row['cpu_speedup']:.2f})"
         share = row["share_of_peak"]
         peak = "" if share is None else f", {share:.0%} of peak"
+        engine = "" if row["engine_ms"] is None else f"{row['engine_ms']:.1f}"
         lines.append(
             f"| {row['network']} | {row['batch']} | {row['plain_ms']:.1f} | {row['fused_ms']:.1f} "
-            f"| {row['speedup']:.2f}{cpu} | {row['fps']:.1f}{peak} | {row['max_difference']:.1e} |"
+            f"| {row['speedup']:.2f}{cpu} | {row['fps']:.1f}{peak} | {engine} "
+            f"| {row['max_difference']:.1e} |"
         )
     return "\n".join(lines)

@@ -28,7 +28,9 @@ def opening(mesh: Tensor, eye: tuple[int, ...]) -> Tensor:
     xy = mesh[..., :2]
     upper, lower = list(eye[3:6]), list(eye[-3:-6:-1])
     width = (xy[:, eye[0]] - xy[:, eye[8]]).norm(dim=-1)
-    return (xy[:, upper] - xy[:, lower]).norm(dim=-1).mean(1) / width.clamp_min(1e-6)
+    gap = (xy[:, upper] - xy[:, lower]).norm(dim=-1).mean(1)
+    share: Tensor = gap / width.clamp_min(1e-6)
+    return share
 
 
 def close_lids(
