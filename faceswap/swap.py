@@ -49,6 +49,7 @@ from faceswap.ops.geometry import TEMPLATES, Alignment, align
 from faceswap.ops.guide import make_guide
 from faceswap.ops.mask import Response, adaptive_mask, ghost_mask
 from faceswap.ops.shape import ShapeModel
+from faceswap.ops.skin import Skin, find_skin
 from faceswap.ops.topology import MESH_POINTS, covering, five_points
 from faceswap.restore import FaceRestorer, load_restorer
 from faceswap.types import Faces, Identities, SwapResult
@@ -103,6 +104,7 @@ class Swapper:
         # of people still in use: what the generators make of their embeddings alone
         self._conditions: tuple[WeakTensorKeyDictionary, WeakTensorKeyDictionary]
         self._conditions = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+        self._sources = WeakTensorKeyDictionary()  # of people still in use, see `_textures`
         self.reruns = 0  # batches whose half-precision output was not finite, done again in fp32
         self.seconds: dict[str, float] = {}  # stage -> seconds since `reset_clock`
 
@@ -354,16 +356,24 @@ class Swapper:
             assert people.mesh is not None
             net = self.generator
             model = ShapeModel(net.shape_mean, net.shape_basis, net.shape_expression)
-            side = target.shape[-1]
-            texture = F.interpolate(people.crop, size=(side, side), mode="area")[source]
-            ratio = side / SOURCE_SIDE
-            own = people.mesh[source]
-            own = torch.cat([(own[..., :2] + 0.5) * ratio - 0.5, own[..., 2:] * ratio], -1)
+            texture, own, skin = self._textures(people.crop, people.mesh, target.shape[-1])
             identity = people.embedding.to(self.device)[source]
-            guide, shape = make_guide(model, texture, own, target, mesh)
+            guide, shape = make_guide(
+                model, texture[source], own[source], target, mesh, source_skin=skin.rows(source)
+            )
             return self._safely(lambda: net(target, identity, guide)), shape, mesh
         crops = self._unguided(target, people, source)
         return crops, self._landmarks_of(crops), mesh
+
+    def _textures(self, crop: Tensor, mesh: Tensor, side: int) -> tuple[Tensor, Tensor, Skin]:
+        """Crops of people at a side, their meshes and skin; found once for all their frames."""
+        known: dict[int, tuple[Tensor, Tensor, Skin]] = self._sources.setdefault(crop, {})
+        if side not in known:
+            texture = F.interpolate(crop, size=(side, side), mode="area")
+            ratio = side / SOURCE_SIDE
+            own = torch.cat([(mesh[..., :2] + 0.5) * ratio - 0.5, mesh[..., 2:] * ratio], -1)
+            known[side] = texture, own, find_skin(texture, own)
+        return known[side]
 
     def _unguided(self, target: Tensor, people: Identities, source: Tensor) -> Tensor:
         """What a generator that knows people by their embedding alone makes of the targets."""

@@ -35,9 +35,16 @@ def signed_distance(
     return torch.where(inside, distance, -distance)[:, None]
 
 
-def outline_distance(polygon: Tensor, half: int, size: int) -> Tensor:
-    """`signed_distance` at half the side, brought up; ``(N, 1, size, size)`` in full pixels."""
-    distance = signed_distance((polygon + 0.5) / 2 - 0.5, half) * 2
+def outline_distance(polygon: Tensor, cells: int, size: int) -> Tensor:
+    """`signed_distance` on a grid of fewer cells, brought up; ``(N, 1, size, size)`` in pixels.
+
+    Args:
+        polygon: ``(N, V, 2)`` float32, in pixels of ``size``.
+        cells: side of the grid; what is finer than its cells is rounded.
+        size: side of the picture.
+    """
+    factor = size / cells
+    distance = signed_distance((polygon + 0.5) / factor - 0.5, cells) * factor
     return F.interpolate(distance, size=(size, size), mode="bilinear", align_corners=False)
 
 

@@ -15,8 +15,6 @@ and without learning except for one small linear shape model:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,7 +24,7 @@ from faceswap.ops.gaze import look_along
 from faceswap.ops.lids import close_lids
 from faceswap.ops.light import BROAD, evened, relit, shade, tone
 from faceswap.ops.shape import ShapeModel
-from faceswap.ops.skin import GRID, find_skin
+from faceswap.ops.skin import GRID, Skin, find_skin
 from faceswap.ops.smooth import average, mean, resized
 from faceswap.ops.spline import spread, thin_plate_grid
 from faceswap.ops.topology import (
@@ -43,6 +41,7 @@ from faceswap.types import Guide
 
 _NEAR = 0.06  # fraction of the side, of the skin that hair is replaced by, and of the seam
 _BROW_ROOM = 7.0  # px of 128, see `find_skin`
+_LIPS, _FINEST = 128, 128  # cells of the lips' outline, and of what evens skin, at most
 _CANVAS = 0.045  # of the target that shows where the source has nothing to show
 
 
@@ -54,6 +53,7 @@ def make_guide(
     target_mesh: Tensor,  # (N, 478, 3) float32, in target crop pixels
     *,
     identity: float = 1.0,  # 1 = the source's face shape, 0 = the target's
+    source_skin: Skin | None = None,  # ``find_skin`` of the sources, if it is known already
 ) -> tuple[Guide, Tensor]:
     """Everything the guided generator needs to know of a swap.
 
@@ -70,13 +70,13 @@ def make_guide(
     grid = thin_plate_grid(shape[:, control, :2], source_mesh[:, control, :2], weight, size=size)
     grid = look_along(grid, shape, source_mesh)
     shown = ((grid.abs().amax(-1, keepdim=True) < 1).permute(0, 3, 1, 2)).float()
-    face = outline_distance(covering(shape, target_mesh)[:, list(FACE), :2], size // 2, size)
-    lips = outline_distance(shape[:, list(INNER_LIPS), :2], size // 2, size)
+    face = outline_distance(covering(shape, target_mesh)[:, list(FACE), :2], GRID, size)
+    lips = outline_distance(shape[:, list(INNER_LIPS), :2], min(size // 2, _LIPS), size)
     mouth = (lips / unit - 0.3).clamp(0, 1)  # nothing where the lips are closed
 
     # Hair of the source that is taken for brow would come along; a brow of the target that is taken
     # for hair would stay: each is given the room that errs on the good side.
-    own = find_skin(source, source_mesh)
+    own = find_skin(source, source_mesh) if source_skin is None else source_skin
     theirs = find_skin(target, target_mesh, brow_room=_BROW_ROOM)
     # Beyond the source's oval there is hair, neck or background: no skin to show either.
     there = _warp(torch.cat([own.bare, own.clear, 1 - own.core * (1 - own.hair)], 1), grid)
@@ -95,8 +95,7 @@ def make_guide(
     )
     lights = tone(faces - dark, torch.cat([bare, theirs.bare])) + dark
     image = relit(warped, *lights.chunk(2))
-    plain = 1 - _polygons(shape, (EYE_LEFT, EYE_RIGHT, OUTER_LIPS), size)
-    image = evened(image, lights.chunk(2)[1], plain)
+    image = image + resized(_excess(image, lights.chunk(2)[1], shape), size)
     distance = resized(face, GRID) / unit
     image = image + resized(_seam(small, resized(image, GRID), distance, theirs.bare, bare), size)
 
@@ -111,11 +110,15 @@ def make_guide(
     return guide, shape
 
 
-def _polygons(mesh: Tensor, outlines: Sequence[Sequence[int]], size: int) -> Tensor:
-    """Soft insides of some outlines of a mesh, ``(N, 1, size, size)``."""
-    unit = size / 128
-    distances = [outline_distance(mesh[:, list(o), :2], size // 2, size) for o in outlines]
-    return (torch.stack(distances).amax(0) / (2 * unit) + 0.5).clamp(0, 1)
+def _excess(image: Tensor, light: Tensor, shape: Tensor) -> Tensor:
+    """What `evened` changes, at no more than `_FINEST` a side: blotches are broader than that."""
+    side = min(image.shape[-1], _FINEST)
+    small, unit = resized(image, side), side / 128
+    points = (shape[..., :2] + 0.5) * (side / image.shape[-1]) - 0.5
+    outlines = (EYE_LEFT, EYE_RIGHT, OUTER_LIPS)
+    inside = [outline_distance(points[:, list(o)], GRID, side) for o in outlines]
+    skin = 0.5 - torch.stack(inside).amax(0) / (2 * unit)
+    return evened(small, light, skin.clamp(0, 1)) - small
 
 
 def _warp(images: Tensor, grid: Tensor) -> Tensor:

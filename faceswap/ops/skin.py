@@ -45,6 +45,10 @@ class Skin:
     hair: Tensor  # what hangs into forehead, temples and cheeks, or lies beside them
     core: Tensor  # the face without its rim, where hair, neck and background begin to mix in
 
+    def rows(self, index: Tensor) -> Skin:
+        """Of those faces, ``index (M,) int64``, in that order."""
+        return Skin(self.bare[index], self.clear[index], self.hair[index], self.core[index])
+
 
 def find_skin(
     images: Tensor,  # (N, 3, S, S) float in [0, 1], aligned crops
