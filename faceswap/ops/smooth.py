@@ -59,5 +59,7 @@ def resized(images: Tensor, side: int) -> Tensor:
     if images.shape[-1] == side:
         return images
     if images.shape[-1] > side:
+        if images.shape[-1] % side == 0:  # the same, in half the time
+            return F.avg_pool2d(images, images.shape[-1] // side)
         return F.interpolate(images, size=(side, side), mode="area")
     return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)

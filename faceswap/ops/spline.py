@@ -45,7 +45,8 @@ def thin_plate_grid(
 
 
 def _radial(p: Tensor, q: Tensor) -> Tensor:
-    squared = (p[:, :, None] - q[:, None]).square().sum(-1)
+    across, down = (p[:, :, None, i] - q[:, None, :, i] for i in (0, 1))
+    squared = torch.addcmul(across.square(), down, down)
     out: Tensor = squared * torch.log(squared + 1e-9)
     return out
 
