@@ -273,3 +273,18 @@ def test_lids_close_with_the_targets(left: float, right: float, closed: tuple[bo
             assert torch.equal(found[:, list(eye)], shape[:, list(eye)])
     others = [i for i in range(478) if i not in EYE_LEFT + EYE_RIGHT]
     assert torch.equal(found[:, others], shape[:, others])
+
+
+def test_lids_close_smoothly() -> None:
+    mean = load_model("lite-swapper").shape_mean
+    assert isinstance(mean, torch.Tensor)
+    shape = _squinting((mean * 34 + 66)[None], 0.3, 0.3)
+    openings = []
+    for wide in torch.linspace(0.13, 0.2, 36).tolist():
+        found = close_lids(shape, _squinting(shape, wide, wide))
+        openings.append(float(opening(found, EYE_LEFT)))
+    steps = torch.tensor(openings).diff()
+    assert steps.min() >= -1e-4
+    assert steps.max() < 0.03  # no leap between a narrow eye and a closed one
+    assert openings[0] < 0.05
+    assert openings[-1] > 0.29

@@ -37,16 +37,14 @@ def close_lids(
     shape: Tensor,  # (N, 478, 3) float32, mesh of the swapped face, target's pixels
     target: Tensor,  # (N, 478, 3) float32
 ) -> Tensor:
-    """The mesh with eyes no wider open than the target's nearly closed ones; open eyes stay."""
+    """The mesh with eyes that close as the target's do; what is open stays as it is."""
     out = shape.clone()
     both = torch.stack([opening(target, eye) for eye in (EYE_LEFT, EYE_RIGHT)])
     apart = both - both.mean(0)
     both = both - apart.clamp(-_ALIKE, _ALIKE)
     for eye, theirs in zip((EYE_LEFT, EYE_RIGHT), both, strict=True):
-        own = opening(shape, eye)
-        wanted = theirs * ((theirs - _CLOSED) / (_OPEN - _CLOSED)).clamp(0, 1)
-        wanted = torch.where(theirs < _OPEN, wanted.clamp_min(_LEAST), own)
-        keep = (wanted / own.clamp_min(1e-6)).clamp(max=1)
+        least = (_LEAST / opening(shape, eye).clamp_min(_LEAST)).clamp(max=1)
+        keep = ((theirs - _CLOSED) / (_OPEN - _CLOSED)).clamp(0, 1).maximum(least)
         upper, lower = list(eye[1:8]), list(eye[:8:-1])
         gap = (shape[:, lower] - shape[:, upper]) * (1 - keep)[:, None, None]
         out[:, upper] += _UPPER * gap
