@@ -14,7 +14,7 @@ from faceswap.ops.topology import EYE_LEFT, EYE_RIGHT
 
 _CLOSED, _OPEN = 0.145, 0.18  # opening in eye widths where eyes are closed, and open for sure
 _LEAST = 0.03  # what is left of it: a spline cannot take two points to the same place
-_ALIKE = 0.03  # from the mean of both eyes; what goes beyond is a wink
+_ALIKE = 0.03  # from the mean of both eyes is a matter of measuring; twice as far is a wink
 _UPPER = 0.85  # share of the way that the upper lid goes
 
 
@@ -41,7 +41,7 @@ def close_lids(
     out = shape.clone()
     both = torch.stack([opening(target, eye) for eye in (EYE_LEFT, EYE_RIGHT)])
     apart = both - both.mean(0)
-    both = both - apart.clamp(-_ALIKE, _ALIKE)
+    both = both - apart * (2 - apart.abs() / _ALIKE).clamp(0, 1)
     for eye, theirs in zip((EYE_LEFT, EYE_RIGHT), both, strict=True):
         least = (_LEAST / opening(shape, eye).clamp_min(_LEAST)).clamp(max=1)
         keep = ((theirs - _CLOSED) / (_OPEN - _CLOSED)).clamp(0, 1).maximum(least)
