@@ -23,7 +23,7 @@ def report_of(output: Path, window: Window, cast: Cast, seconds: dict[str, float
         faces_seen=tally.faces_seen,
         faces_swapped=tally.faces_swapped,
         pack=window.swapper.pack.name,
-        device=str(window.swapper.device),
+        device=window.devices,
         seconds=seconds,
         jitter=tally.jitter,
         tracks=tally.tracks,

@@ -132,3 +132,17 @@ class Casting:
     def _give(track: Track, source: int, frame: int) -> None:
         if track.source != source:
             track.source, track.since = source, frame
+
+
+def opacity(
+    track: Track,
+    frame: int,
+    fade: int,  # frames
+) -> float:
+    """Fading in where somebody comes into view, out where they leave; not at cuts."""
+    share = 1.0
+    if track.since > track.first or not track.sudden:
+        share = min(share, (frame - track.since + 1) / (fade + 1))
+    if not track.open and not track.cut_off:
+        share = min(share, (track.last - frame + 1) / (fade + 1))
+    return share

@@ -107,7 +107,8 @@ def doing(text: str) -> Iterator[None]:
 
 
 def _device(_context: click.Context, _option: click.Parameter, name: str | None) -> str | None:
-    if name is not None and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+    one = r"(cpu|cuda(:\d+)?)"
+    if name is not None and not re.fullmatch(rf"auto|{one}(,{one})*", name):
         raise click.BadParameter(f"expected auto, cpu, cuda or cuda:INDEX, got {name!r}")
     return name
 
@@ -116,7 +117,7 @@ device_option = click.option(
     "--device",
     metavar="auto|cpu|cuda[:N]",
     callback=_device,
-    help="Where to run.  [default: auto]",
+    help="Where to run; a clip also on several, cuda:0,cuda:1.  [default: auto]",
 )
 verbosity = options(
     click.option(

@@ -139,6 +139,8 @@ class SwapConfig(Settings):
     @field_validator("device")
     @classmethod
     def _device(cls, value: str) -> str:
+        if "," in value:
+            raise ValueError("several devices can share out a clip, not a photo; name one")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
             raise ValueError("should be auto, cpu, cuda or cuda:INDEX")
         return value
@@ -191,12 +193,20 @@ class EncodeConfig(Settings):
 class VideoConfig(SwapConfig):
     """Everything the swap of a clip can be told."""
 
+    device: str = "auto"
+    """As for a photo; or several, cuda:0,cuda:1, to share out the frames."""
     start: Seconds = 0.0
     """Time of the first frame taken."""
     end: Seconds | None = None
     """Time at which to stop; null: the end."""
     track: TrackConfig = TrackConfig()
     encode: EncodeConfig = EncodeConfig()
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        several = r"(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))+"
+        return value if re.fullmatch(several, value) else SwapConfig._device(value)
 
     @model_validator(mode="after")
     def _ordered(self) -> VideoConfig:

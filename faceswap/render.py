@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from faceswap.config import TrackConfig
-from faceswap.errors import DeviceError
 from faceswap.faces.steady import radius, steady
 from faceswap.faces.track import Place, Track
+from faceswap.lanes import Lane
 from faceswap.media.planes import FrameBatch
 from faceswap.ops.geometry import align
 from faceswap.ops.topology import MESH_POINTS, five_points
 from faceswap.swap import Swapper
 from faceswap.types import Faces, Identities
-
-R = TypeVar("R")
 
 _SIDE_SLACK = 1.35  # a face has to shrink by this much before it is rendered smaller
 
@@ -36,12 +35,17 @@ class Waiting:
 
     first: int  # number of its first frame
     batch: FrameBatch
-    frames: Tensor  # (B, 3, H, W) uint8, on the device
+    frames: Tensor  # (B, 3, H, W) uint8, on the lane's device
+    lane: Lane
 
     @property
     def end(self) -> int:
         """Number of the first frame behind it."""
         return self.first + len(self.batch)
+
+    def table(self, places: Sequence[tuple[int, Place]]) -> Faces:
+        """Faces of the batch; ``places``: (frame of the clip, place)."""
+        return table([(frame - self.first, place) for frame, place in places])
 
 
 @dataclass(slots=True)
@@ -54,7 +58,15 @@ class Row:
     opacity: float
 
 
-Located = tuple[Waiting, Sequence[tuple[int, Place]]]  # a batch, and (frame, place) in it
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where and how the N faces of a batch are to be swapped; all on the CPU."""
+
+    rows: Sequence[Row]
+    faces: Faces
+    mesh: Tensor  # (N, P, 3) float32, frame px, steadied
+    side: Tensor  # (N,) int64, px to render at
+    before: Future[Any] | None  # the batch before, whose colours come first
 
 
 class Renderer:
@@ -74,18 +86,18 @@ class Renderer:
         self.identities = identities
         self.strength = config.smoothing
         self.radius = radius(config.smoothing, rate)  # frames, to either side
-        self.warnings: list[str] = []
+        self._people: dict[torch.device, Identities] = {}
         self._color_keep = 0.0 if not self.strength else math.exp(-8 / (self.strength * rate))
 
-    def __call__(
+    def place(
         self,
         ahead: Sequence[Waiting],  # the batch, and those behind it that have been read
         rows: Sequence[Row],  # faces of the batch to be swapped, frame by frame
         seconds: Mapping[int, float],  # frame -> time
-    ) -> tuple[Tensor, Faces]:
-        """The frames of ``ahead[0]`` swapped, ``(B, 3, H, W) uint8``, and the faces as placed."""
+        before: Future[Any] | None = None,  # `swap` of the batch before, if it may still run
+    ) -> Placed:
+        """Decide where the faces of ``ahead[0]`` are; to be called in the order of the clip."""
         waiting = ahead[0]
-        device = waiting.frames.device
         self._find_meshes(ahead, rows)
         began = time.perf_counter()
         steadied = [self._steady(row, seconds) for row in rows]  # (5 + P, 3) each
@@ -99,55 +111,28 @@ class Renderer:
             faces = Faces(faces.frame, faces.box, five_points(mesh).contiguous(), faces.score)
         side = self._sides(rows, faces)
         self._clock("track", began)
-        faces, mesh, side = faces.to(device), mesh.to(device), side.to(device)
-        out = self.with_room(
-            lambda _size: self.swapper.replace(  # goes by the setting that `with_room` changes
+        return Placed(rows, faces, mesh, side, before)
+
+    def swap(self, waiting: Waiting, placed: Placed) -> Tensor:
+        """The frames of a batch swapped, ``(B, 3, H, W) uint8``; runs in its lane."""
+        device, swapper = waiting.frames.device, waiting.lane.swapper
+        faces, mesh = placed.faces.to(device), placed.mesh.to(device)
+        side, rows = placed.side.to(device), placed.rows
+        role = torch.tensor([row.role for row in rows], device=device)
+        opacity = torch.tensor([row.opacity for row in rows], device=device)
+        people = self._people_of(waiting.lane)
+        return waiting.lane.with_room(
+            lambda _size: swapper.replace(  # goes by the setting that `with_room` changes
                 waiting.frames,
                 faces,
-                self.identities,
-                torch.tensor([row.role for row in rows], device=device),
+                people,
+                role,
                 mesh=mesh,
                 side=side,
-                opacity=torch.tensor([row.opacity for row in rows], device=device),
-                settle=lambda chosen, own, wanted: self._settle(rows, chosen, own, wanted),
-            )
+                opacity=opacity,
+                settle=lambda chosen, own, wanted: self._settle(placed, chosen, own, wanted),
+            ),
         )
-        return out, faces
-
-    def with_room(self, call: Callable[[int], R]) -> R:
-        """Make a call; with half the batch as long as the GPU's memory does not suffice.
-
-        Args:
-            call: is told how many frames or faces may go through a network together.
-
-        Raises:
-            DeviceError: not even one.
-        """
-        while True:
-            size = self.swapper.config.batch_size
-            try:
-                return call(size)
-            except torch.cuda.OutOfMemoryError as error:
-                if size == 1:
-                    raise DeviceError(
-                        "the GPU's memory does not suffice for a single frame; close other "
-                        "programs or use --device cpu"
-                    ) from error
-            torch.cuda.empty_cache()
-            self.swapper.config = self.swapper.config.model_copy(update={"batch_size": size // 2})
-            self.warnings.append(f"GPU memory is short: batches of {size // 2} from here on")
-
-    def per_face(self, network: Callable[[Tensor, Faces], Tensor], at: Located) -> Tensor:
-        """What a network says of faces of one batch, ``(N, ...) float32`` on the CPU."""
-        waiting, places = at
-        faces = table([(frame - waiting.first, place) for frame, place in places])
-        faces = faces.to(waiting.frames.device)
-
-        def call(size: int) -> Tensor:
-            rows = torch.arange(len(faces), device=faces.frame.device).split(size)
-            return torch.cat([network(waiting.frames, faces[part]).float().cpu() for part in rows])
-
-        return self.with_room(call)
 
     def _find_meshes(self, ahead: Sequence[Waiting], rows: Sequence[Row]) -> None:
         """Dense landmarks of the tracks to be swapped, as far ahead as smoothing looks."""
@@ -164,7 +149,8 @@ class Renderer:
             ]
             if wanted:
                 wanted.sort(key=lambda item: item[0])
-                found = self.per_face(self.swapper.dense, (waiting, wanted))
+                lane, faces = waiting.lane, waiting.table(wanted)
+                found = lane.per_face(lane.swapper.dense, waiting.frames, faces)
                 for (_, place), mesh in zip(wanted, found, strict=True):
                     place.mesh = mesh
 
@@ -193,13 +179,15 @@ class Renderer:
         return torch.tensor(out)
 
     def _settle(
-        self, rows: Sequence[Row], chosen: Tensor, own: Tensor, wanted: Tensor
+        self, placed: Placed, chosen: Tensor, own: Tensor, wanted: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Colour statistics ``(M, 2, 3)`` twice, averaged with those of the track's last frames."""
+        if placed.before is not None:
+            wait([placed.before])  # those frames may be on another device
         now = torch.stack([own, wanted], 1).float()  # (M, 2, 2, 3)
         out = now.clone()
         for i, index in enumerate(chosen.tolist()):
-            track = rows[index].track
+            track = placed.rows[index].track
             if bool(torch.isfinite(now[i]).all()):
                 value = now[i].cpu()
                 if track.color is not None:
@@ -207,6 +195,19 @@ class Renderer:
                 track.color = value
                 out[i] = value.to(out.device)
         return out[:, 0], out[:, 1]
+
+    def _people_of(self, lane: Lane) -> Identities:
+        """The people to put in, on the lane's device."""
+        device = lane.swapper.device
+        if device not in self._people:
+            own = self.identities
+            self._people[device] = replace(
+                own,
+                embedding=own.embedding.to(device),
+                crop=None if own.crop is None else own.crop.to(device),
+                mesh=None if own.mesh is None else own.mesh.to(device),
+            )
+        return self._people[device]
 
     def _clock(self, stage: str, began: float) -> None:
         seconds = self.swapper.seconds

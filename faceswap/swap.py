@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -106,7 +107,9 @@ class Swapper:
         self._conditions = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
         self._sources = WeakTensorKeyDictionary()  # of people still in use, see `_textures`
         self.reruns = 0  # batches whose half-precision output was not finite, done again in fp32
-        self.seconds: dict[str, float] = {}  # stage -> seconds since `reset_clock`
+        self.seconds: dict[str, float] = {}  # stage -> seconds so far
+        self._adding = threading.Lock()  # to them
+        self.twins: tuple[Swapper, ...] = ()  # the same on further devices, for clips
 
     @classmethod
     def from_pack(cls, name: str = "lite", *, config: SwapConfig | None = None) -> Swapper:
@@ -127,9 +130,16 @@ class Swapper:
     def from_config(cls, config: SwapConfig, *, video: bool = False) -> Swapper:
         """Load what a configuration asks for; raises as `from_pack`.
 
+        Of several devices the first is the swapper's, and the others those of its `twins`.
+
         Args:
             video: detect at the faster working resolutions meant for clips.
         """
+        first, *more = per_device(config)
+        if more:
+            swapper = cls.from_config(first, video=video)
+            swapper.twins = tuple(cls.from_config(each, video=video) for each in more)
+            return swapper
         pack = weights.pack(config.pack)
         device = choose_device(config.device)
         replaced = {pack.swapper} if config.swapper else set()
@@ -464,7 +474,8 @@ class Swapper:
         finally:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+            with self._adding:
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
 def merge(people: Sequence[Identities]) -> Identities:
@@ -481,6 +492,11 @@ def merge(people: Sequence[Identities]) -> Identities:
     )
 
 
+def per_device(config: SwapConfig) -> list[SwapConfig]:
+    """The configuration for each of its devices."""
+    return [config.model_copy(update={"device": name}) for name in config.device.split(",")]
+
+
 def choose_device(name: str) -> torch.device:
     """The device a setting means; "auto" takes CUDA where it works and says so where it does not.
 
@@ -489,6 +505,8 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "cpu":
         return torch.device("cpu")
+    if "," in name:
+        raise DeviceError(f"--device {name}: only clips are shared out; name one device")
     reason = _why_no_cuda()
     if name == "auto":
         if reason:

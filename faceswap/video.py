@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -86,7 +87,7 @@ def swap_video(
         NoFaceError: no face in a source or reference, nobody to swap in the clip; no file.
         ConfigError: options that exclude each other.
     """
-    began, before = time.perf_counter(), dict(swapper.seconds)
+    began, before = time.perf_counter(), _seconds(swapper)
     config = config or config_of(swapper)
     wish = Wish(source, reference, extra, source_face, all_faces)
     inputs = [p for p in (clip, *wish.photos) if isinstance(p, (str, os.PathLike))]
@@ -110,14 +111,14 @@ def swap_video(
         )
         work = _Work(window, segments, swapper.seconds, progress)
         start = work.restore(config.start)
-        with VideoReader(clip, start, config.end, batch=config.batch_size) as reader:
+        with window, VideoReader(clip, start, config.end, batch=config.batch_size) as reader:
             work.run(reader)
         if not window.tally.faces_swapped:
             journal.drop()
             raise nothing_swapped(beside.path, cast, window)
         final = target.with_name(target.name + ".partial") if reader.truncated else target
         os.replace(work.complete(), final)
-    seconds = {k: v - before.get(k, 0.0) for k, v in swapper.seconds.items()}
+    seconds = {k: v - before.get(k, 0.0) for k, v in _seconds(swapper).items()}
     seconds["total"] = time.perf_counter() - began
     warnings = dict.fromkeys([*plan.warnings, *reader.warnings, *window.warnings])
     report = replace(report_of(final, window, cast, seconds), warnings=tuple(warnings))
@@ -170,7 +171,7 @@ class _Work:
         window, tally = self.window, self.window.tally
         total = _frames_of(self.segments.info, self.segments.beside)
         length = max(1, round(SEGMENT_SECONDS * float(self.segments.info.rate)))
-        due = tally.frames + length
+        due = window.pause_at = tally.frames + length
         pixels = self.segments.info.width * self.segments.info.height
         twice = 2 * window.config.batch_size * (3 + 3) * pixels  # as read and as swapped
         depth = _DEPTH if twice <= _QUEUE_BYTES else 1
@@ -182,7 +183,8 @@ class _Work:
                 for batch, frames in self._swapped(self._timed(batches, "wait_decode")):
                     following, state = window.next_pts, None
                     if tally.frames >= due and following is not None:
-                        due, state = tally.frames + length, window.state()
+                        state = window.state()
+                        due = window.pause_at = tally.frames + length
                     began = time.perf_counter()
                     sink.send(_Out(batch, frames, following, state))
                     self._tick("wait_encode", began)
@@ -231,6 +233,14 @@ def config_of(swapper: Swapper) -> VideoConfig:
     if isinstance(swapper.config, VideoConfig):
         return swapper.config
     return VideoConfig(**swapper.config.model_dump())
+
+
+def _seconds(swapper: Swapper) -> dict[str, float]:
+    """Seconds of each stage so far, of all devices together."""
+    total: Counter[str] = Counter()
+    for each in (swapper, *swapper.twins):
+        total.update(each.seconds)
+    return dict(total)
 
 
 def _frames_of(info: VideoInfo, beside: Clip) -> int:

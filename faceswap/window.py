@@ -10,31 +10,45 @@ from __future__ import annotations
 import collections
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from faceswap.casting import Casting
+from faceswap.casting import Casting, opacity
 from faceswap.config import VideoConfig
-from faceswap.faces.shots import Shots
 from faceswap.faces.track import Place, Track, Tracker
+from faceswap.lanes import Lanes
+from faceswap.lookout import Looking, Lookout
 from faceswap.media.buffers import Buffers
 from faceswap.media.planes import FrameBatch
-from faceswap.render import Renderer, Row, Waiting
+from faceswap.render import Placed, Renderer, Row, Waiting
 from faceswap.swap import Swapper
 from faceswap.tally import Tally, measurable
-from faceswap.types import Faces, Identities
+from faceswap.types import Identities
 
-UNSURE = 0.5  # of the detector's threshold: what carries a track on
 _LEAST_SECONDS = 0.12  # a track seen for less is no person ...
 _LEAST_FRAMES = 3  # ... but nobody needs to be seen in more frames than this
 _REVIEW_SECONDS = 0.75  # between thinking over who somebody is
 _JITTER_EVERY = 4  # batches, of which one is measured
 
 
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A batch whose faces are being swapped."""
+
+    waiting: Waiting
+    rows: list[Row]
+    # (B, 3, H, W) uint8, and landmarks (N, 478, 3) if they are measured; None: nobody to swap
+    swapped: Future[tuple[Tensor, Tensor | None]] | None
+
+
 class Window:
-    """Frames go in with `feed`, and come out swapped a moment later.
+    """Frames go in with `feed`, and come out swapped a moment later; use it in a ``with`` block.
 
     Args:
         swapper: loaded with ``video=True``.
@@ -70,9 +84,14 @@ class Window:
         self._tracker = Tracker(
             max_gap=gap, sure=swapper.detector.threshold, step=track.detect_every
         )
-        self._shots = Shots()
+        self._lookout = Lookout(track.detect_every)
         self._buffers = Buffers()
-        self._waiting: collections.deque[Waiting] = collections.deque()
+        self._lanes = Lanes(swapper)
+        self._looking: collections.deque[Looking] = collections.deque()
+        self._waiting: collections.deque[Waiting] = collections.deque()  # not cast yet
+        self._leaving: collections.deque[Leaving] = collections.deque()
+        # When so many frames are given out, nothing behind them has been decided: see `state`.
+        self.pause_at: int | None = None
         self._seconds: dict[int, float] = {}  # frame -> time, as far back as smoothing looks
         self._analysed = 0  # frames that the tracker knows
         self._taken = 0  # frames that came in
@@ -81,40 +100,63 @@ class Window:
     @property
     def warnings(self) -> list[str]:
         """What the user should know of the work so far."""
-        return self._render.warnings
+        return [warning for lane in self._lanes for warning in lane.warnings]
+
+    @property
+    def devices(self) -> str:
+        """Where it works, as ``--device`` has it."""
+        return ",".join(str(lane.swapper.device) for lane in self._lanes)
 
     @property
     def next_pts(self) -> int | None:
         """Time, in ticks, of the first frame that has not been given out."""
-        return self._waiting[0].batch.pts[0] if self._waiting else None
+        kept = [each.waiting for each in self._leaving] or self._waiting
+        return kept[0].batch.pts[0] if kept else None
+
+    def __enter__(self) -> Window:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lanes.__exit__(kind, error, trace)
 
     def feed(self, batch: FrameBatch) -> Iterator[tuple[FrameBatch, Tensor]]:
         """Take the next frames; give out those that nothing to come can change any more."""
-        waiting = Waiting(self._taken, batch, batch.frames.to(self.swapper.device))
+        lane = self._lanes.next()
+        waiting = Waiting(self._taken, batch, batch.frames.to(lane.swapper.device), lane)
         self._waiting.append(waiting)
         self._taken += len(batch)
         for frame, seconds in enumerate(batch.seconds, waiting.first):
             self._seconds[frame] = float(seconds)
         if waiting.first >= self._analysed:  # else: read again after an interruption
-            self._analyse(waiting)
-            self._analysed = self._taken
-        while self._analysed - self._waiting[0].end >= self._ahead:
-            if self._waiting[-1].end < self._analysed:
-                return  # its frames are still to be read again
-            yield self._give_out()
+            self._looking.append(self._lookout.look(waiting))
+        yield from self._give_due()
+        while len(self._looking) > self._lanes.ahead:
+            self._analyse(self._looking.popleft())
+            yield from self._give_due()
 
     def finish(self) -> Iterator[tuple[FrameBatch, Tensor]]:
         """The frames that are left when the clip is over."""
+        while self._looking:
+            self._analyse(self._looking.popleft())
+            yield from self._give_due()
         self._tracker.close(self._taken - 1)
         while self._waiting:
-            yield self._give_out()
+            yield from self._cast_one()
+        yield from self._give_out(0)
 
     def state(self) -> dict[str, Any]:
-        """Everything but pixels, to go on from `next_pts`."""
+        """Everything but pixels, to go on from `next_pts`; only at a pause or with one device."""
+        assert not self._leaving, "frames behind have been decided already"
         tally = self.tally
+        looked = self._looking[0].state if self._looking else self._lookout.state()
         return {
             "tracker": self._tracker.state(),
-            "shots": self._shots.state(),
+            "shots": looked,
             "seconds": dict(self._seconds),
             "counters": [self._analysed, self._given],
             "best": self.casting.best,
@@ -125,37 +167,23 @@ class Window:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; feed it the frames from there on."""
         self._tracker.restore(state["tracker"])
-        self._shots.restore(state["shots"])
+        self._lookout.restore(state["shots"])
         self._seconds = dict(state["seconds"])
         self._analysed, self._given = state["counters"]
         self._taken = self._given
         self.casting.best = state["best"]
         self.tally = Tally(**state["tally"], swaps=dict(state["swaps"]))
 
-    def _analyse(self, waiting: Waiting) -> None:
-        """Find the faces of a batch and link them to tracks."""
-        cuts = self._shots.cuts(waiting.frames)
-        every = self.config.track.detect_every
-        looked = [b for b, cut in enumerate(cuts) if cut or (waiting.first + b) % every == 0]
-        faces = Faces.empty()
-        if looked:
-            frames = waiting.frames[torch.tensor(looked, device=waiting.frames.device)]
-            faces = self._render.with_room(lambda size: self._detect(frames, size))
+    def _analyse(self, looking: Looking) -> None:
+        """Link the faces of the next batch to tracks."""
+        waiting, faces = looking.waiting, looking.faces.result()
         began = time.perf_counter()
-        for row, b in enumerate(looked):
+        for row, b in enumerate(looking.looked):
             self._tracker.update(
-                waiting.first + b, faces[faces.frame == row], self._describe, cut=cuts[b]
+                waiting.first + b, faces[faces.frame == row], self._describe, cut=looking.cuts[b]
             )
+        self._analysed = waiting.end
         self._clock("track", began)
-
-    def _detect(self, frames: Tensor, size: int) -> Faces:
-        """Faces of consecutive frames, so many of which go through the network together."""
-        tables = []
-        for start in range(0, len(frames), size):
-            part = frames[start : start + size]
-            faces = self.swapper.detect(part, unsure=UNSURE, consecutive=True).to("cpu")
-            tables.append(Faces(faces.frame + start, faces.box, faces.points, faces.score))
-        return Faces.cat(tables)
 
     def _describe(self, asked: Sequence[tuple[int, Place]]) -> Tensor:
         """Embeddings ``(M, D)`` of faces in frames of the window, in the order asked for."""
@@ -163,29 +191,62 @@ class Window:
         for waiting in self._waiting:
             rows = [i for i, (frame, _) in enumerate(asked) if waiting.first <= frame < waiting.end]
             if rows:
-                here = (waiting, [asked[i] for i in rows])
-                found = self._render.per_face(self.swapper.embed, here)
+                lane, faces = waiting.lane, waiting.table([asked[i] for i in rows])
+                found = lane.per_face(lane.swapper.embed, waiting.frames, faces)
                 parts.update(zip(rows, found, strict=True))
         return torch.stack([parts[i] for i in range(len(asked))])
 
-    def _give_out(self) -> tuple[FrameBatch, Tensor]:
-        """The oldest batch, swapped."""
-        waiting = self._waiting[0]
+    def _give_due(self) -> Iterator[tuple[FrameBatch, Tensor]]:
+        """Batches that nothing to come can change any more."""
+        while self._analysed - self._waiting[0].end >= self._ahead:
+            if self._waiting[-1].end < self._analysed:
+                return  # its frames are still to be read again
+            yield from self._cast_one()
+
+    def _cast_one(self) -> Iterator[tuple[FrameBatch, Tensor]]:
+        """Have the oldest batch swapped; give out those that are done."""
+        decided = self.tally.frames + sum(len(each.waiting.batch) for each in self._leaving)
+        if self.pause_at is not None and decided >= self.pause_at:
+            yield from self._give_out(0)
+        waiting, swapped = self._waiting[0], None
         began = time.perf_counter()
         rows = self._cast(waiting)
         self._clock("track", began)
-        out = waiting.batch.frames
         if rows:
-            swapped, faces = self._render(self._waiting, rows, self._seconds)
-            self._measure(waiting, rows, faces, swapped)
-            out = self._buffers.tensor(*swapped.shape).copy_(swapped)
+            running = [each.swapped for each in self._leaving if each.swapped is not None]
+            before = running[-1] if running else None
+            placed = self._render.place(self._waiting, rows, self._seconds, before)
+            swapped = waiting.lane.submit(partial(self._swap, waiting, placed))
         self._count(waiting, rows)
-        self._waiting.popleft()
-        self._given = waiting.end
-        self._tracker.forget(self._given - self._render.radius)
-        for frame in [f for f in self._seconds if f < self._given - self._render.radius]:
-            del self._seconds[frame]
-        return waiting.batch, out
+        self._leaving.append(Leaving(self._waiting.popleft(), rows, swapped))
+        yield from self._give_out(self._lanes.ahead)
+
+    def _swap(self, waiting: Waiting, placed: Placed) -> tuple[Tensor, Tensor | None]:
+        """A batch swapped, and landmarks for `Tally.measure` now and then; runs in its lane."""
+        frames = self._render.swap(waiting, placed)
+        out = self._buffers.tensor(*frames.shape).copy_(frames)
+        number = waiting.first // max(1, len(waiting.batch))
+        if number % _JITTER_EVERY or not (self.tally.wants_jitter and measurable(placed.rows)):
+            return out, None
+        lane = waiting.lane
+        return out, lane.per_face(lane.swapper.landmarks, frames, placed.faces)
+
+    def _give_out(self, most: int) -> Iterator[tuple[FrameBatch, Tensor]]:
+        """Batches in order until at most so many are still being swapped."""
+        while len(self._leaving) > most:
+            leaving = self._leaving[0]
+            waiting, out, after = leaving.waiting, leaving.waiting.batch.frames, None
+            if leaving.swapped is not None:
+                out, after = leaving.swapped.result()
+            if after is not None and self.tally.wants_jitter:
+                self.tally.measure(leaving.rows, after)
+            self.tally.frames += len(waiting.batch)
+            self._leaving.popleft()
+            self._given = waiting.end
+            self._tracker.forget(self._given - self._render.radius)
+            for frame in [f for f in self._seconds if f < self._given - self._render.radius]:
+                del self._seconds[frame]
+            yield waiting.batch, out
 
     def _cast(self, waiting: Waiting) -> list[Row]:
         """Decide who is swapped in each frame of a batch."""
@@ -196,31 +257,15 @@ class Window:
             for track in visible:
                 given = -1 if track.source is None else track.source
                 role = self.roles[given] if given >= 0 else -1
-                opacity = self._opacity(track, frame)
-                if role >= 0 and opacity > 0:
-                    rows.append(Row(frame, track, role, opacity))
+                share = opacity(track, frame, self._fade)
+                if role >= 0 and share > 0:
+                    rows.append(Row(frame, track, role, share))
         return rows
 
     def _substantial(self, track: Track) -> bool:
         return track.seen >= self._least or (track.sudden and track.cut_off)
 
-    def _opacity(self, track: Track, frame: int) -> float:
-        """Fading in where somebody comes into view, out where they leave; not at cuts."""
-        opacity = 1.0
-        if track.since > track.first or not track.sudden:
-            opacity = min(opacity, (frame - track.since + 1) / (self._fade + 1))
-        if not track.open and not track.cut_off:
-            opacity = min(opacity, (track.last - frame + 1) / (self._fade + 1))
-        return opacity
-
-    def _measure(self, waiting: Waiting, rows: Sequence[Row], faces: Faces, out: Tensor) -> None:
-        """Add to the jitter figure: landmarks found in the frames before and after."""
-        number = waiting.first // max(1, len(waiting.batch))
-        if number % _JITTER_EVERY == 0 and self.tally.wants_jitter and measurable(rows):
-            self.tally.measure(rows, self.swapper.landmarks(out, faces).float().cpu())
-
     def _count(self, waiting: Waiting, rows: Sequence[Row]) -> None:
-        self.tally.frames += len(waiting.batch)
         for frame in range(waiting.first, waiting.end):
             for track in self._tracker.at(frame):
                 self.tally.count_track(track, frame, a_person=self._substantial(track))

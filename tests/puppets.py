@@ -74,6 +74,7 @@ class Puppeteer:
         self.detector = SimpleNamespace(threshold=0.5)
         self.encoder = SimpleNamespace(size=8, embed=self._embed_crops)
         self.seconds: dict[str, float] = {}
+        self.twins: tuple[Puppeteer, ...] = ()
         self.slow = slow  # seconds a batch
         self.asked = 0  # faces whose identity was asked for
         self.colors = torch.tensor(list(PEOPLE.values()), dtype=torch.float32)

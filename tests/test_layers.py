@@ -30,7 +30,15 @@ LAYERS = {
     5: (
         *("swap", "restore", "photo"),
         *("video", "window", "render", "tally", "cast", "casting"),  # swap_video's parts
-        *("journal", "segments", "account", "people", "preview"),  # more of them
+        *(
+            "lanes",
+            "lookout",
+            "journal",
+            "segments",
+            "account",
+            "people",
+            "preview",
+        ),  # more of them
         *("bench", "doctor", "evaluate", "train"),
     ),
     6: ("cli", "__main__"),

@@ -22,7 +22,14 @@ from faceswap.models.aei import AEINet
 from faceswap.models.centerface import CenterFace
 from faceswap.models.fused import FusedAEINet, fuse
 from faceswap.models.guided import GuidedAEINet
-from faceswap.swap import GHOST_MASK_SIDE, Swapper, choose_device, load_landmarks, use_engine
+from faceswap.swap import (
+    GHOST_MASK_SIDE,
+    Swapper,
+    choose_device,
+    load_landmarks,
+    per_device,
+    use_engine,
+)
 
 
 def network(name: str) -> tuple[nn.Module, str]:
@@ -54,6 +61,11 @@ def load_swapper(config: SwapConfig, *, video: bool = False) -> tuple[Swapper, l
     pack = weights.pack(config.pack)
     if all(weights.present(name) for name in pack.weights):
         return Swapper.from_config(config, video=video), []
+    first, *more = per_device(config)
+    if more:
+        swapper, told = load_swapper(first, video=video)
+        swapper.twins = tuple(load_swapper(each, video=video)[0] for each in more)
+        return swapper, told
     device, told = choose_device(config.device), []
     fast = use_engine(config, device, video=video)
     lite = weights.pack("lite")

@@ -56,8 +56,9 @@ def bench_video(
     Returns:
         ``fps`` and ``faces_per_second`` over the whole call, the reading of source and clip and
         the joining of the file included; ``stages`` in ms a frame (``decode`` and ``encode`` run
-        in threads of their own); ``waits``, the share of the time in which reader, device thread
-        and writer had nothing to do; ``load`` and ``first_frame`` in seconds; peak memory;
+        in threads of their own, and so does each of several devices); ``waits``, the share of the
+        time in which reader, device thread and writer had nothing to do; ``load`` and
+        ``first_frame`` in seconds; peak memory;
         ``stand_ins`` for absent weights; ``machine``.
     """
     began = time.perf_counter()
@@ -74,11 +75,12 @@ def bench_video(
             fresh = _first_frame(source, warm, folder / "first.mp4", config)
         swap_video(swapper, source, warm, folder / "w.mp4", config=config, all_faces=True)
         if swapper.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(swapper.device)
+            torch.cuda.reset_peak_memory_stats(swapper.device)  # of several, the first is reported
         report = swap_video(swapper, source, clip, folder / "o.mp4", config=config, all_faces=True)
     total = report.seconds["total"]
     return {
         "machine": machine(swapper.device),
+        "devices": report.device,
         "pack": config.pack,
         "precision": str(swapper.dtype).removeprefix("torch."),
         "stand_ins": stand_ins,
@@ -133,7 +135,8 @@ def format_video_bench(result: dict[str, Any]) -> str:
     vram = result["peak_vram_mib"]
     first = result["first_frame"]
     lines = [
-        f"{describe(result['machine'])}; pack {result['pack']}, {result['precision']}",
+        f"{describe(result['machine'])}; pack {result['pack']}, {result['precision']}"
+        + (f", on {result['devices']}" if "," in result["devices"] else ""),
         *result["stand_ins"],
         f"{result['frames']} frames of {result['size']} with {result['faces']} face(s): "
         f"{result['fps']:.1f} frames/s, {result['faces_per_second']:.1f} faces/s",
