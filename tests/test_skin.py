@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from faceswap.models import load_model
@@ -63,10 +64,16 @@ def test_without_a_fringe_the_forehead_is_skin() -> None:
     assert at(skin.bare, mesh, 151) > 0.9
 
 
-def _guides(source: torch.Tensor, target: torch.Tensor, mesh: torch.Tensor):
+def _guides(
+    source: torch.Tensor,
+    target: torch.Tensor,
+    mesh: torch.Tensor,
+    source_mesh: torch.Tensor | None = None,
+):
     net = load_model("lite-swapper")
     model = ShapeModel(net.shape_mean, net.shape_basis, net.shape_expression)
-    return make_guide(model, source, mesh, target, mesh)[0]
+    own = mesh if source_mesh is None else source_mesh
+    return make_guide(model, source, own, target, mesh)[0]
 
 
 def test_the_sources_fringe_does_not_come_along() -> None:
@@ -135,3 +142,20 @@ def test_pale_sockets_of_a_flushed_face_do_not_turn_white_and_blue() -> None:
         off = image[0, :, y, x] - SKIN
         assert float(off.max() - off.min()) < 0.05  # of another colour
         assert 0.05 < float(off.mean()) < 0.14  # paler still, but not white: it was 0.17
+
+
+@pytest.mark.parametrize("yaw", [40.0, -40.0])
+def test_what_a_turned_head_hides_is_the_mirror_image_of_what_it_shows(yaw: float) -> None:
+    mesh = mean_face()
+    angle = torch.tensor(yaw) * torch.pi / 180
+    cos, sin = angle.cos(), angle.sin()
+    turn = torch.tensor([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])
+    middle = mesh[:, :468].mean(1, keepdim=True)
+    turned = (mesh - middle) @ turn.T + middle
+    source = torch.full((1, 3, SIDE, SIDE), 1.0) * SKIN.view(1, 3, 1, 1)
+    x, y = turned[0, 280 if yaw > 0 else 50, :2].round().long().tolist()
+    source[0, :, y - 4 : y + 5, x - 4 : x + 5] = 0.2  # a mark on the cheek that is seen
+    image = _guides(source, drawing(mesh, fringe=False), mesh, turned).image
+    left, right = (image[0].mean(0) < 0.35).split(SIDE // 2, 1)
+    assert left.sum() > 8
+    assert right.sum() > 8

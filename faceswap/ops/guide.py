@@ -5,7 +5,8 @@ and without learning except for one small linear shape model:
 
 1. `ShapeModel.compose` gives the source's face shape in the target's expression and pose.
 2. `thin_plate_grid` moves the source's pixels there (Bookstein 1989; hidden points count less), and
-   its irises to where the target looks (`faceswap.ops.gaze`).
+   its irises to where the target looks (`faceswap.ops.gaze`). What a turned head hides is the
+   mirror image of the half that it shows (`TwoHalves`).
    Hair that hangs into the source's face is replaced by skin first; where the target's hair hangs
    into its face, the target stays (`faceswap.ops.skin`).
 3. It is taken out of its own light and put into the target's (`faceswap.ops.light`), as far as
@@ -14,6 +15,8 @@ and without learning except for one small linear shape model:
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +36,7 @@ from faceswap.ops.topology import (
     EYE_RIGHT,
     FACE,
     INNER_LIPS,
+    MESH_POINTS,
     OUTER_LIPS,
     SURFACE,
     covering,
@@ -41,6 +45,9 @@ from faceswap.types import Guide
 
 _NEAR = 0.06  # fraction of the side, of the skin that hair is replaced by, and of the seam
 _BROW_ROOM = 7.0  # px of 128, see `find_skin`
+# Cosines of points to the camera: how much more the other half shows, what is hidden, and the
+# farther eye of a head that is turned away.
+_BETTER, _HIDDEN, _TURNED = 0.12, 0.4, 0.66
 _LIPS, _FINEST = 128, 128  # cells of the lips' outline, and of what evens skin, at most
 _CANVAS = 0.045  # of the target that shows where the source has nothing to show
 
@@ -65,11 +72,9 @@ def make_guide(
     shape = close_lids(model.compose(source_mesh, target_mesh, identity=identity), target_mesh)
     control = list(CONTROL)
     trust, shown_there = (model.facing(mesh)[:, control] for mesh in (source_mesh, target_mesh))
-    weight = trust.clamp(0.1, 1) * shown_there.clamp(0.02, 1)
-    weight[:, -2:] = 1e-3  # the irises would stretch; `look_along` moves them as a whole
-    grid = thin_plate_grid(shape[:, control, :2], source_mesh[:, control, :2], weight, size=size)
-    grid = look_along(grid, shape, source_mesh)
-    shown = ((grid.abs().amax(-1, keepdim=True) < 1).permute(0, 3, 1, 2)).float()
+    halves = TwoHalves.of(model, shape, source_mesh, trust, shown_there, size)
+    trust = halves.trust
+    shown = halves.shown
     face = outline_distance(covering(shape, target_mesh)[:, list(FACE), :2], GRID, size)
     lips = outline_distance(shape[:, list(INNER_LIPS), :2], min(size // 2, _LIPS), size)
     mouth = (lips / unit - 0.3).clamp(0, 1)  # nothing where the lips are closed
@@ -79,12 +84,12 @@ def make_guide(
     own = find_skin(source, source_mesh) if source_skin is None else source_skin
     theirs = find_skin(target, target_mesh, brow_room=_BROW_ROOM)
     # Beyond the source's oval there is hair, neck or background: no skin to show either.
-    there = _warp(torch.cat([own.bare, own.clear, 1 - own.core * (1 - own.hair)], 1), grid)
+    there = halves(torch.cat([own.bare, own.clear, 1 - own.core * (1 - own.hair)], 1))
     hair, skin = there[:, 2:], resized(there[:, :2], GRID) * resized(shown, GRID)
     bare, clear = skin.split(1, 1)
     small = resized(target, GRID)
     canvas = _canvas(small, theirs.bare)
-    warped = _without_hair(_warp(source, grid), hair, bare)
+    warped = _without_hair(halves(source), hair, bare)
     faces = torch.cat([resized(warped, GRID), small])
     dark = shade(
         faces,
@@ -119,6 +124,67 @@ def _excess(image: Tensor, light: Tensor, shape: Tensor) -> Tensor:
     inside = [outline_distance(points[:, list(o)], GRID, side) for o in outlines]
     skin = 0.5 - torch.stack(inside).amax(0) / (2 * unit)
     return evened(small, light, skin.clamp(0, 1)) - small
+
+
+@dataclass(frozen=True, slots=True)
+class TwoHalves:
+    """A way from the sources' crops to the swapped faces.
+
+    A point that the source hides is fetched from where its mirror image is seen: a cheek and an eye
+    behind the nose are the other cheek and the other eye.
+    """
+
+    grid: Tensor  # (N, S, S, 2) in [-1, 1], backward map
+    mirrored: Tensor | None  # (N, S, S, 2), the same to the other half; None: not needed
+    share: Tensor  # (N, 1, S, S) in [0, 1], of the other half
+    trust: Tensor  # (N, C) in [-1, 1], how well each control point is seen
+
+    @classmethod
+    def of(
+        cls,
+        model: ShapeModel,
+        shape: Tensor,  # (N, 478, 3) float32, mesh of the swapped faces, target crop px
+        source_mesh: Tensor,  # (N, 478, 3) float32, source crop px
+        trust: Tensor,  # (N, C) float32, how much the source's control points face the camera
+        shown_there: Tensor,  # (N, C) float32, the same of the target's
+        size: int,
+    ) -> TwoHalves:
+        """The way for these faces."""
+        control = list(CONTROL)
+        twin = model.mirror(range(MESH_POINTS))
+        places = shape[:, control, :2]
+
+        def way(mesh: Tensor, trust: Tensor) -> Tensor:
+            weight = trust.clamp(0.1, 1) * shown_there.clamp(0.02, 1)
+            weight[:, -2:] = 1e-3  # the irises would stretch; `look_along` moves them as a whole
+            grid = thin_plate_grid(places, mesh[:, control, :2], weight, size=size)
+            return look_along(grid, shape, mesh)
+
+        other = trust[:, model.mirror(control)]
+        # A cheek's edge is hidden before the eye beside it is; with the eye goes the whole half.
+        behind = ((_HIDDEN - trust) / 0.15).clamp(0, 1)
+        turned = ((_TURNED - trust[:, -2:]) / 0.05).clamp(0, 1).amax(1, keepdim=True)
+        lack = behind.maximum(turned) * ((other - trust) / _BETTER).clamp(0, 1)
+        grid = way(source_mesh, trust)
+        if grid.device.type == "cpu" and not bool(lack.any()):  # most photos; a GPU need not know
+            return cls(grid, None, lack.new_zeros(()), trust)
+        share = ((spread(places, lack, size) - 0.3) / 0.3).clamp(0, 1)
+        trust = torch.lerp(trust, other, lack)
+        return cls(grid, way(source_mesh[:, twin], other), share, trust)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Pictures of the sources, ``(N, C, S', S')``, as the swapped faces show them."""
+        here = _warp(images, self.grid)
+        if self.mirrored is None:
+            return here
+        return torch.lerp(here, _warp(images, self.mirrored), self.share)
+
+    @property
+    def shown(self) -> Tensor:
+        """``(N, 1, S, S)`` in [0, 1], where the sources' crops reach."""
+        parts = [self.grid] if self.mirrored is None else [self.grid, self.mirrored]
+        inside = [(g.abs().amax(-1, keepdim=True) < 1).permute(0, 3, 1, 2).float() for g in parts]
+        return inside[0] if len(inside) == 1 else torch.lerp(inside[0], inside[1], self.share)
 
 
 def _warp(images: Tensor, grid: Tensor) -> Tensor:
