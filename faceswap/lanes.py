@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from faceswap.errors import DeviceError
+from faceswap.media.transfer import Carrier
 from faceswap.swap import Swapper
 from faceswap.types import Faces
 
@@ -32,6 +33,7 @@ class Lane:
 
     def __init__(self, swapper: Swapper, thread: str = "") -> None:
         self.swapper = swapper
+        self.carrier = Carrier(swapper.device)
         self.warnings: list[str] = []
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=thread) if thread else None
 

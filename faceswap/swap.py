@@ -473,7 +473,7 @@ class Swapper:
             yield
         finally:
             if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+                torch.cuda.current_stream(self.device).synchronize()  # copies beside go on
             with self._adding:
                 self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 

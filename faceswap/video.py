@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import Any, TypeVar
 
 from faceswap.account import nothing_swapped, report_of, write_sidecar
 from faceswap.cast import Sources, Wish, cast_of
@@ -28,17 +26,19 @@ from faceswap.media.plan import Clip, make_plan
 from faceswap.media.planes import FrameBatch
 from faceswap.media.prefetch import Prefetch, Sink
 from faceswap.media.reader import VideoReader
+from faceswap.media.transfer import Fetched
 from faceswap.media.writer import VIDEO_EXTENSIONS, Encoding, find_ffmpeg
 from faceswap.photo import Photo
 from faceswap.segments import Segments
 from faceswap.swap import Swapper
 from faceswap.types import VideoInfo, VideoReport
-from faceswap.window import Window
+from faceswap.window import Loaded, Window
 
 SEGMENT_SECONDS = 5.0  # of the clip; what is lost when the work is killed
 _DEPTH = 2  # batches that the reader may be ahead of the work, and the writer behind it ...
 _QUEUE_BYTES = 48 << 20  # ... but only one if two are larger than this
 
+T = TypeVar("T")
 Progress = Callable[[int, int, int], None]  # frames done, frames in all (0: unknown), faces swapped
 
 
@@ -137,7 +137,7 @@ class _Out:
     """Some frames on their way to the writer."""
 
     batch: FrameBatch
-    frames: Tensor  # (B, 3, H, W) uint8, as they are to be
+    frames: Fetched  # as they are to be
     following: int | None  # pts of the frame behind them
     state: dict[str, Any] | None  # of the window, if a segment ends here
 
@@ -177,7 +177,7 @@ class _Work:
         depth = _DEPTH if twice <= _QUEUE_BYTES else 1
         try:
             with (
-                Prefetch(self._timed(reader, "decode"), depth) as batches,
+                Prefetch(map(window.load, self._timed(reader, "decode")), depth) as batches,
                 Sink(self._write, depth) as sink,
             ):
                 for batch, frames in self._swapped(self._timed(batches, "wait_decode")):
@@ -201,19 +201,19 @@ class _Work:
         self._tick("encode", began)
         return path
 
-    def _swapped(self, batches: Iterable[FrameBatch]) -> Iterator[tuple[FrameBatch, Tensor]]:
+    def _swapped(self, batches: Iterable[Loaded]) -> Iterator[tuple[FrameBatch, Fetched]]:
         for batch in batches:
             yield from self.window.feed(batch)
         yield from self.window.finish()
 
     def _write(self, out: _Out) -> None:
         began = time.perf_counter()
-        self.segments.write(out.batch, out.frames, out.following)
+        self.segments.write(out.batch, out.frames.wait(), out.following)
         if out.state is not None and out.following is not None:
             self.segments.close(out.following, {"window": out.state})
         self._tick("encode", began)
 
-    def _timed(self, batches: Iterable[FrameBatch], stage: str) -> Iterator[FrameBatch]:
+    def _timed(self, batches: Iterable[T], stage: str) -> Iterator[T]:
         """The same, with the time it takes noted."""
         iterator = iter(batches)
         while True:

@@ -22,10 +22,10 @@ from torch import Tensor
 from faceswap.casting import Casting, opacity
 from faceswap.config import VideoConfig
 from faceswap.faces.track import Place, Track, Tracker
-from faceswap.lanes import Lanes
+from faceswap.lanes import Lane, Lanes
 from faceswap.lookout import Looking, Lookout
-from faceswap.media.buffers import Buffers
 from faceswap.media.planes import FrameBatch
+from faceswap.media.transfer import Fetched, Sent
 from faceswap.render import Placed, Renderer, Row, Waiting
 from faceswap.swap import Swapper
 from faceswap.tally import Tally, measurable
@@ -38,13 +38,22 @@ _JITTER_EVERY = 4  # batches, of which one is measured
 
 
 @dataclass(frozen=True, slots=True)
+class Loaded:
+    """A batch on its way to the device that will work on it."""
+
+    batch: FrameBatch
+    lane: Lane
+    frames: Sent
+
+
+@dataclass(frozen=True, slots=True)
 class Leaving:
     """A batch whose faces are being swapped."""
 
     waiting: Waiting
     rows: list[Row]
-    # (B, 3, H, W) uint8, and landmarks (N, 478, 3) if they are measured; None: nobody to swap
-    swapped: Future[tuple[Tensor, Tensor | None]] | None
+    # frames, and landmarks (N, 478, 3) if they are measured; None: nobody to swap
+    swapped: Future[tuple[Fetched, Tensor | None]] | None
 
 
 class Window:
@@ -85,7 +94,6 @@ class Window:
             max_gap=gap, sure=swapper.detector.threshold, step=track.detect_every
         )
         self._lookout = Lookout(track.detect_every)
-        self._buffers = Buffers()
         self._lanes = Lanes(swapper)
         self._looking: collections.deque[Looking] = collections.deque()
         self._waiting: collections.deque[Waiting] = collections.deque()  # not cast yet
@@ -124,10 +132,15 @@ class Window:
     ) -> None:
         self._lanes.__exit__(kind, error, trace)
 
-    def feed(self, batch: FrameBatch) -> Iterator[tuple[FrameBatch, Tensor]]:
-        """Take the next frames; give out those that nothing to come can change any more."""
+    def load(self, batch: FrameBatch) -> Loaded:
+        """Begin to take a batch to its device; in the clip's order, but from any thread."""
         lane = self._lanes.next()
-        waiting = Waiting(self._taken, batch, batch.frames.to(lane.swapper.device), lane)
+        return Loaded(batch, lane, lane.carrier.send(batch.frames))
+
+    def feed(self, loaded: Loaded) -> Iterator[tuple[FrameBatch, Fetched]]:
+        """Take the next frames; give out those that nothing to come can change any more."""
+        batch = loaded.batch
+        waiting = Waiting(self._taken, batch, loaded.frames.take(), loaded.lane)
         self._waiting.append(waiting)
         self._taken += len(batch)
         for frame, seconds in enumerate(batch.seconds, waiting.first):
@@ -139,7 +152,7 @@ class Window:
             self._analyse(self._looking.popleft())
             yield from self._give_due()
 
-    def finish(self) -> Iterator[tuple[FrameBatch, Tensor]]:
+    def finish(self) -> Iterator[tuple[FrameBatch, Fetched]]:
         """The frames that are left when the clip is over."""
         while self._looking:
             self._analyse(self._looking.popleft())
@@ -196,14 +209,14 @@ class Window:
                 parts.update(zip(rows, found, strict=True))
         return torch.stack([parts[i] for i in range(len(asked))])
 
-    def _give_due(self) -> Iterator[tuple[FrameBatch, Tensor]]:
+    def _give_due(self) -> Iterator[tuple[FrameBatch, Fetched]]:
         """Batches that nothing to come can change any more."""
         while self._analysed - self._waiting[0].end >= self._ahead:
             if self._waiting[-1].end < self._analysed:
                 return  # its frames are still to be read again
             yield from self._cast_one()
 
-    def _cast_one(self) -> Iterator[tuple[FrameBatch, Tensor]]:
+    def _cast_one(self) -> Iterator[tuple[FrameBatch, Fetched]]:
         """Have the oldest batch swapped; give out those that are done."""
         decided = self.tally.frames + sum(len(each.waiting.batch) for each in self._leaving)
         if self.pause_at is not None and decided >= self.pause_at:
@@ -221,21 +234,22 @@ class Window:
         self._leaving.append(Leaving(self._waiting.popleft(), rows, swapped))
         yield from self._give_out(self._lanes.ahead)
 
-    def _swap(self, waiting: Waiting, placed: Placed) -> tuple[Tensor, Tensor | None]:
+    def _swap(self, waiting: Waiting, placed: Placed) -> tuple[Fetched, Tensor | None]:
         """A batch swapped, and landmarks for `Tally.measure` now and then; runs in its lane."""
         frames = self._render.swap(waiting, placed)
-        out = self._buffers.tensor(*frames.shape).copy_(frames)
+        out = waiting.lane.carrier.fetch(frames)
         number = waiting.first // max(1, len(waiting.batch))
         if number % _JITTER_EVERY or not (self.tally.wants_jitter and measurable(placed.rows)):
             return out, None
         lane = waiting.lane
         return out, lane.per_face(lane.swapper.landmarks, frames, placed.faces)
 
-    def _give_out(self, most: int) -> Iterator[tuple[FrameBatch, Tensor]]:
+    def _give_out(self, most: int) -> Iterator[tuple[FrameBatch, Fetched]]:
         """Batches in order until at most so many are still being swapped."""
         while len(self._leaving) > most:
             leaving = self._leaving[0]
-            waiting, out, after = leaving.waiting, leaving.waiting.batch.frames, None
+            waiting, after = leaving.waiting, None
+            out = Fetched(waiting.batch.frames)  # nobody to swap: as they came
             if leaving.swapped is not None:
                 out, after = leaving.swapped.result()
             if after is not None and self.tally.wants_jitter:
