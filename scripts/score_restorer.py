@@ -34,10 +34,10 @@ from faceswap.ops.geometry import Alignment, align
 from faceswap.ops.topology import five_points
 from faceswap.train.config import RestorerRunConfig
 from faceswap.train.data import load_crops
-from faceswap.train.degrade import blur, worsen
 from faceswap.train.losses import feature_loss, ssim_loss
 from faceswap.train.pairs import look
 from faceswap.train.restorer import Views
+from faceswap.train.wear import draw_wear, filter_each, kernels, worsen
 from faceswap.video import swap_video
 
 PART = 16
@@ -72,7 +72,7 @@ def load_features(file: str, side: int) -> Callable[[Tensor], list[Tensor]]:
 def unsharp(images: Tensor, amount: float) -> Tensor:
     """The unsharp mask of picture editors, radius 1 px."""
     one = torch.ones(len(images))
-    return (images + amount * (images - blur(images, one, one, 0 * one))).clamp(0, 1)
+    return (images + amount * (images - filter_each(images, kernels(one)))).clamp(0, 1)
 
 
 def half(images: Tensor) -> Tensor:
@@ -91,9 +91,10 @@ def score_photos(
     side: int,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """condition -> candidate -> measure, the mean over photos."""
-    truth, points = views.cut(views.held[:count], side)
-    generator = torch.Generator().manual_seed(7)
-    damaged = {"mixed": worsen(truth, views.config.damage, generator), "half": half(truth)}
+    windows = views.windows(views.held[:count], side)
+    truth, points = views.show(windows), windows.points
+    wear = draw_wear(len(truth), side, views.config.damage, torch.Generator().manual_seed(7))
+    damaged = {"mixed": worsen(truth, wear), "half": half(truth)}
     return {
         condition: {
             name: _measure(made, truth, points, judges, encoders)
@@ -210,7 +211,7 @@ def main() -> None:
     config = RestorerRunConfig(data=str(options.data), sides=(options.side,), min_sharpness=0.35)
     result: dict[str, object] = {
         "photos": score_photos(
-            Views(load_crops(options.data), config),
+            Views(load_crops(options.data), config, torch.device("cpu")),
             net,
             {name: load_features(*each) for name, each in _networks(options.features).items()},
             {

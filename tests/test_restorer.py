@@ -16,7 +16,7 @@ from faceswap.errors import ConfigError, MissingWeightError, WeightError
 from faceswap.models import build, load_model, save_model
 from faceswap.models.restorer import Restorer
 from faceswap.restore import FaceRestorer, load_restorer
-from faceswap.train import degrade
+from faceswap.train import wear
 from faceswap.train.config import Damage, RestorerRunConfig, load_train_config
 from faceswap.train.data import load_crops
 from faceswap.train.losses import feature_loss
@@ -49,10 +49,15 @@ def pictures() -> torch.Tensor:
 # ---------------------------------------------------------------- damage
 
 
+def hurt(pictures: torch.Tensor, damage: Damage, generator: torch.Generator) -> torch.Tensor:
+    drawn = wear.draw_wear(len(pictures), pictures.shape[-1], damage, generator)
+    return wear.worsen(pictures, drawn)
+
+
 def test_damage_is_the_same_for_the_same_generator(pictures):
-    first = degrade.worsen(pictures, Damage(), rng(3))
-    assert torch.equal(first, degrade.worsen(pictures, Damage(), rng(3)))
-    assert not torch.equal(first, degrade.worsen(pictures, Damage(), rng(4)))
+    first = hurt(pictures, Damage(), rng(3))
+    assert torch.equal(first, hurt(pictures, Damage(), rng(3)))
+    assert not torch.equal(first, hurt(pictures, Damage(), rng(4)))
     assert first.shape == pictures.shape
     assert float(first.min()) >= 0
     assert float(first.max()) <= 1
@@ -60,15 +65,15 @@ def test_damage_is_the_same_for_the_same_generator(pictures):
 
 @pytest.mark.parametrize("kind", ["warp", "blur", "patches", "shrink", "noise", "jpeg"])
 def test_every_kind_changes_every_picture(pictures, kind):
-    out = degrade.worsen(pictures, Damage(**{**NOTHING, kind: 1.0}), rng(1))
+    out = hurt(pictures, Damage(**{**NOTHING, kind: 1.0}), rng(1))
     changed = (out - pictures).abs().mean((1, 2, 3))
     assert bool((changed > 1e-4).all()), changed
     assert bool((changed < 0.15).all()), "still the same picture"
 
 
 def test_no_damage_or_clean_leaves_pictures_alone(pictures):
-    assert torch.allclose(degrade.worsen(pictures, Damage(**NOTHING), rng()), pictures, atol=1e-6)
-    clean = degrade.worsen(pictures, Damage(clean=1.0), rng())
+    assert torch.allclose(hurt(pictures, Damage(**NOTHING), rng()), pictures, atol=1e-6)
+    clean = hurt(pictures, Damage(clean=1.0), rng())
     assert torch.allclose(clean, pictures, atol=1e-6)
 
 
@@ -77,7 +82,7 @@ def test_blur_is_a_gaussian_of_that_width():
     point = torch.zeros(1, 3, 41, 41)
     point[..., 20, 20] = 1
     one = torch.ones(1)
-    hill = degrade.blur(point, 2 * one, 0.4 * one, torch.zeros(1))[0, 0]
+    hill = wear.filter_each(point, wear.kernels(2 * one, 0.4 * one))[0, 0]
     at = torch.arange(41.0) - 20
     assert float(hill.sum()) == pytest.approx(1, abs=1e-5)
     assert float((hill.sum(0) * at**2).sum()) == pytest.approx(4, rel=0.08)
@@ -86,17 +91,17 @@ def test_blur_is_a_gaussian_of_that_width():
 
 def test_blur_of_each_picture_is_its_own(pictures):
     sigma = torch.tensor([0.0, 0.5, 1.0, 2.0])
-    out = degrade.blur(pictures, sigma, torch.ones(4), torch.zeros(4))
+    out = wear.filter_each(pictures, wear.kernels(sigma))
     change = (out - pictures).abs().mean((1, 2, 3))
     assert float(change[0]) < 1e-6
     assert bool((change.diff() > 0).all())
-    alone = degrade.blur(pictures[2:3], sigma[2:3], torch.ones(1), torch.zeros(1))
+    alone = wear.filter_each(pictures[2:3], wear.kernels(sigma[2:3]))
     assert torch.allclose(out[2:3], alone, atol=2e-3), "but for a kernel cut at 2.5 sigma"
 
 
 def test_jpeg_is_worse_at_lower_quality(pictures):
     def error(quality: int) -> float:
-        out = degrade.jpeg(pictures, torch.full((4,), quality))
+        out = wear.jpeg(pictures, [quality] * 4)
         return float((out - pictures).square().mean())
 
     assert error(10) > error(50) > error(90) > 0
@@ -104,14 +109,16 @@ def test_jpeg_is_worse_at_lower_quality(pictures):
 
 
 def test_soft_patches_leave_some_places_sharp(pictures):
-    out = degrade.soften_patches(pictures, torch.full((4,), 2.0), rng())
+    gate = torch.rand(4, 1, 6, 6, generator=rng())
+    out = wear.soften_patches(pictures, wear.kernels(torch.full((4,), 2.0)), gate)
     change = (out - pictures).abs().amax(1)
     assert float((change < 1e-6).float().mean()) > 0.1
     assert float((change > 0.01).float().mean()) > 0.2
 
 
 def test_shrink_takes_detail_and_keeps_the_tone(pictures):
-    out = degrade.shrink(pictures, torch.tensor([1.0, 0.5, 0.25, 0.25]), rng())
+    ways = [(True, True), (True, False), (False, True), (False, False)]
+    out = wear.shrink(pictures, [1.0, 0.5, 0.25, 0.25], ways)
     assert torch.equal(out[0], pictures[0])
     detail = out.diff(dim=-1).abs().mean((1, 2, 3)) / pictures.diff(dim=-1).abs().mean((1, 2, 3))
     assert bool((detail[1:] < 0.7).all())
@@ -168,7 +175,7 @@ def test_it_learns_to_undo_a_blur():
     torch.manual_seed(0)
     net = Restorer(widths=(16, 24), depths=(1, 1))
     pictures = torch.stack([synthetic.face(p, 0) for p in range(4)]).float() / 255
-    soft = degrade.blur(pictures, torch.ones(4), torch.ones(4), torch.zeros(4))
+    soft = wear.filter_each(pictures, wear.kernels(torch.ones(4)))
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
     before = float((soft - pictures).square().mean())
     for _ in range(60):
@@ -242,18 +249,25 @@ def test_resume_is_exact(home, tmp_path, monkeypatch):
         assert torch.equal(a, b)
 
 
+def view_of(views: Views, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    windows = views.windows(torch.tensor([1]), side)
+    return views.show(windows), windows.points
+
+
 def test_views_are_windows_that_are_never_enlarged(home):
     data = load_crops(home / "data")
-    views = Views(data, run_settings(home, sides=[64]))
-    seen, points = views.cut(torch.tensor([1]), 64)
+    views = Views(data, run_settings(home, sides=[64]), torch.device("cpu"))
+    seen, points = view_of(views, 64)
     assert torch.allclose(seen[0], data.pixels(torch.tensor([1]))[0].float() / 255)
     assert torch.allclose(points[0], data.points[1], atol=1e-4)
-    small, points = views.cut(torch.tensor([1]), 32)
+    small, points = view_of(views, 32)
     assert small.shape == (1, 3, 32, 32)
     middle = (data.points[1] - 31.5) * 32 / 40 + 15.5  # 64 px of margin 1.6 hold a view of 40
     assert torch.allclose(points[0], middle, atol=1e-3)
-    drawn, at = views.draw(rng())
-    assert drawn.shape == (4, 3, 64, 64)
+    drawn = views.draw(rng()).windows
+    assert views.show(drawn).shape == (4, 3, 64, 64)
+    at = drawn.points
+    assert bool(drawn.flip.any()), "some are mirrored"
     assert bool((at[:, 0, 0] < at[:, 1, 0]).all()), "mirrored faces keep left left"
 
 

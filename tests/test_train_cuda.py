@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import synthetic
+import test_train_card
 import torch
 from test_train_loop import metrics, settings
 
@@ -24,6 +25,11 @@ def home(tmp_path_factory):
     return synthetic.home(tmp_path_factory.mktemp("train"))
 
 
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    return test_train_card.make_home(tmp_path_factory.mktemp("lite"))
+
+
 def test_photos_lie_on_the_gpu_and_views_are_those_of_a_cpu(home):
     data = load_crops(home / "data")
     views = {}
@@ -31,8 +37,8 @@ def test_photos_lie_on_the_gpu_and_views_are_those_of_a_cpu(home):
         where = torch.device(device)
         sampler = PairSampler(data, 32, AeiConfig().augment, same_person=0.5, device=where)
         generator = torch.Generator().manual_seed(3)
-        views[device] = sampler.views(sampler.draw(8, generator), generator)
-        assert (sampler.photos is not None) == (device == "cuda")
+        views[device] = sampler.views(sampler.draw(8, generator))
+        assert (sampler.store.held is not None) == (device == "cuda")
     assert views["cuda"].target.is_cuda
     assert torch.allclose(views["cuda"].target.cpu(), views["cpu"].target, atol=2e-3)
     assert torch.allclose(views["cuda"].points.cpu(), views["cpu"].points, atol=1e-2)
@@ -45,6 +51,17 @@ def test_the_first_step_is_that_of_a_cpu(home, tmp_path, precision, near):
     config = settings(home, steps=3, log_every=1, precision=precision)
     assert run_training(config, tmp_path / "cuda", device="cuda") == 3
     assert metrics(tmp_path / "cuda")[0] == pytest.approx(metrics(tmp_path / "cpu")[0], rel=near)
+
+
+@pytest.mark.parametrize("task", ["identity", "mesh", "swapper", "restorer", "detector"])
+def test_the_first_step_of_the_lite_tasks_is_that_of_a_cpu(faces, task):
+    """Views are made on the GPU from numbers drawn on the CPU; scenes by other processes."""
+    config = test_train_card.config_of(task, faces, workers=2)
+    cpu, cuda = (
+        test_train_card.terms_of(config, torch.device(device), steps=1)[0]
+        for device in ("cpu", "cuda")
+    )
+    assert cuda == pytest.approx(cpu, rel=0.02, abs=2e-3)
 
 
 def test_compiled_training(home, tmp_path):

@@ -18,12 +18,12 @@ from faceswap.models.detector import Grid
 from faceswap.ops.boxes import box_iou
 from faceswap.ops.topology import five_points
 from faceswap.swap import Swapper
+from faceswap.train.cells import answer, assign
 from faceswap.train.collage import Material
 from faceswap.train.config import DetectorConfig, load_train_config
 from faceswap.train.crowd import shows_others
 from faceswap.train.data import load_crops
 from faceswap.train.detector import (
-    assign,
     detector_losses,
     draw_face,
     generalised_iou,
@@ -225,7 +225,7 @@ def scenes_of(boxes: list[list[float]], counts: list[bool], side: int = 128) -> 
 
 
 def test_a_small_face_belongs_to_the_fine_grid():
-    owner, open_ = assign(grids_of(128), scenes_of([[54.0, 54, 74, 74]], [True]))
+    owner, open_ = assign(scenes_of([[54.0, 54, 74, 74]], [True]))
     fine, rest = owner[0, :256].view(16, 16), owner[0, 256:]
     # Middle 64: cells with middles at 60 and 68 are 4 px away, within three quarters of a cell.
     assert torch.nonzero(fine >= 0).tolist() == [[7, 7], [7, 8], [8, 7], [8, 8]]
@@ -234,7 +234,7 @@ def test_a_small_face_belongs_to_the_fine_grid():
 
 
 def test_two_grids_share_a_face_between_their_ranges():
-    owner, open_ = assign(grids_of(128), scenes_of([[44.0, 44, 84, 84]], [True]))
+    owner, open_ = assign(scenes_of([[44.0, 44, 84, 84]], [True]))
     assert (owner[0, :256] >= 0).any()
     assert (owner[0, 256:320] >= 0).any()
     assert (owner[0, 320:] < 0).all()
@@ -246,7 +246,7 @@ def test_two_grids_share_a_face_between_their_ranges():
 
 def test_the_smaller_of_two_faces_wins_and_uncounted_ones_are_open():
     boxes = [[34.0, 34, 84, 84], [50.0, 50, 68, 68], [100.0, 100, 120, 120]]
-    owner, open_ = assign(grids_of(128), scenes_of(boxes, [True, True, False]))
+    owner, open_ = assign(scenes_of(boxes, [True, True, False]))
     assert int(owner[0, :256].view(16, 16)[7, 7]) == 1
     assert int(owner[0, :256].view(16, 16)[13, 13]) == -1
     assert bool(open_[0, :256].view(16, 16)[13, 13])
@@ -267,7 +267,7 @@ def test_losses_by_hand():
 def test_a_head_that_is_right_costs_nothing():
     scenes = scenes_of([[54.0, 54, 74, 74]], [True])
     grids = []
-    owner, _ = assign(grids_of(128), scenes)
+    owner, _ = assign(scenes)
     begin = 0
     for grid in grids_of(128):
         cells = grid.score.numel()
@@ -285,11 +285,11 @@ def test_a_head_that_is_right_costs_nothing():
     pixels = Scenes(
         scenes.images, scenes.frame, scenes.box - 0.5, scenes.points - 0.5, scenes.counts
     )
-    terms, error = detector_losses(grids, pixels)
+    terms, error = detector_losses(grids, answer(pixels))
     assert all(float(value) < 1e-6 for value in terms.values())
     assert float(error) == 0
     moved = [g._replace(points=g.points + 2.0) for g in grids]
-    terms, error = detector_losses(moved, pixels)
+    terms, error = detector_losses(moved, answer(pixels))
     assert float(error) == pytest.approx(math.sqrt(8) / 20)
     assert float(terms["points"]) == pytest.approx(0.1 - 0.01, rel=1e-4)  # |x| - beta / 2
 
@@ -323,7 +323,7 @@ def learned(home):
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 5e-3 * min(1.0, (step + 1) / 10) * (1 - step / steps)
-        terms, _ = detector_losses(net(scenes.images), scenes)
+        terms, _ = detector_losses(net(scenes.images), answer(scenes))
         optimizer.zero_grad()
         (terms["score"] + 2 * terms["box"] + 10 * terms["points"]).backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 10.0)

@@ -220,7 +220,7 @@ def test_views_match_their_points(home):
     sampler = PairSampler(data, 64, augment, same_person=0.5, device=torch.device("cpu"))
     generator = torch.Generator().manual_seed(3)
     draw = sampler.draw(8, generator)
-    pairs = sampler.views(draw, generator)
+    pairs = sampler.views(draw)
     assert draw.count == int(pairs.same.sum())
     assert (pairs.points[:, 0, 0] < pairs.points[:, 1, 0]).all()
     for view, (left, right, nose, *_) in zip(
@@ -284,7 +284,7 @@ def test_a_mask_head_learns_the_face(home, tmp_path):
         data, 32, AeiConfig().augment, same_person=0, device=torch.device("cpu"), region=True
     )
     generator = torch.Generator().manual_seed(0)
-    pairs = sampler.views(sampler.draw(16, generator), generator)
+    pairs = sampler.views(sampler.draw(16, generator))
     judge = judges.IdentityJudge(config.encoders, torch.device("cpu"))
     with torch.no_grad():
         identity = judges.mean_embedding(judge.each(pairs.source, pairs.source_points))

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from faceswap.ops.constant import constant
+
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _XYZ = (  # linear sRGB -> XYZ, each row divided by its white
     (0.412453 / 0.95047, 0.357580 / 0.95047, 0.180423 / 0.95047),
@@ -30,7 +32,9 @@ def luma(
     """Brightness ``(N, 1, H, W)`` (ITU-R BT.601); of uint8 pictures float in [0, 1]."""
     if images.dtype == torch.uint8:
         images = images.float() / 255
-    return (images * images.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return (images * constant(_LUMA, images.device).to(images.dtype).view(1, 3, 1, 1)).sum(
+        1, keepdim=True
+    )
 
 
 def to_lab(

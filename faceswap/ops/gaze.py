@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from faceswap.ops.constant import constant
 from faceswap.ops.draw import outline_distance
 from faceswap.ops.smooth import resized
 from faceswap.ops.topology import EYE_LEFT, EYE_RIGHT, IRIS_LEFT, IRIS_RIGHT
@@ -35,7 +36,8 @@ def look_along(
     moved = field.new_zeros(len(field), 2, side, side)
     for lids, iris in ((EYE_LEFT, IRIS_LEFT), (EYE_RIGHT, IRIS_RIGHT)):
         centre = shape[:, iris[0], :2]
-        radius = (shape[:, list(iris[1:]), :2] - centre[:, None]).norm(dim=-1).mean(1) * _RIM
+        rim = shape[:, constant(iris[1:], shape.device), :2]
+        radius = (rim - centre[:, None]).norm(dim=-1).mean(1) * _RIM
         found = F.grid_sample(
             field, (centre * (2 / (size - 1)) - 1)[:, None, None], align_corners=True
         )[:, :, 0, 0]
@@ -47,7 +49,7 @@ def look_along(
         away = (x.square()[:, None] + y.square()[..., None]).sqrt() / radius[:, None, None]
         share = ((_REACH - away) / (_REACH - 1)).clamp(0, 1)
         share = share * share * (3 - 2 * share)
-        lid = (shape[:, list(lids), :2] + 0.5) / unit - 0.5
+        lid = (shape[:, constant(lids, shape.device), :2] + 0.5) / unit - 0.5
         inside = outline_distance(lid, side // 2, side) * (64 / side)
         inside = (inside + 0.5).clamp(0, 1)
         moved = moved + miss[..., None, None] * share[:, None] * inside

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from faceswap.ops.constant import constant
 from faceswap.ops.warp import Padding, blend_rectangle, sample_rectangle
 from faceswap.types import Pictures
 
@@ -42,10 +43,9 @@ _GHOST = (
     ((54.796, 49.990), (60.771, 50.115), (76.673, 69.007), (55.388, 89.702), (61.257, 89.050)),
 )
 
+_TEMPLATES = {"arcface": _ARCFACE, "ghost": _GHOST, "ghost_frontal": _GHOST[:1]}
 TEMPLATES: dict[str, Tensor] = {  # (T, 5, 2) float32, pixels of a 112 grid, points as in `Faces`
-    "arcface": torch.tensor(_ARCFACE),
-    "ghost": torch.tensor(_GHOST),
-    "ghost_frontal": torch.tensor(_GHOST[:1]),
+    name: torch.tensor(values) for name, values in _TEMPLATES.items()
 }
 
 
@@ -101,7 +101,7 @@ def align(
         raise ValueError(f"align: unknown template {template!r}, expected {sorted(TEMPLATES)}")
     if size < 1 or margin <= 0:
         raise ValueError(f"align: size and margin must be positive, got {size} and {margin}")
-    matrix, _ = fit_similarity(points, TEMPLATES[template])
+    matrix, _ = fit_similarity(points, constant(_TEMPLATES[template], points.device))
     scale = size / (_GRID * margin)
     shift = 0.5 * (size - 1) - scale * 0.5 * (_GRID - 1)  # centre of the grid -> centre of crop
     return Alignment(

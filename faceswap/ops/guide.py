@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from faceswap.ops.constant import constant
 from faceswap.ops.draw import dots, outline_distance
 from faceswap.ops.gaze import look_along
 from faceswap.ops.lids import close_lids
@@ -70,13 +71,14 @@ def make_guide(
     size = target.shape[-1]
     unit = size / 128
     shape = close_lids(model.compose(source_mesh, target_mesh, identity=identity), target_mesh)
-    control = list(CONTROL)
+    control = constant(CONTROL, target.device)
     trust, shown_there = (model.facing(mesh)[:, control] for mesh in (source_mesh, target_mesh))
     halves = TwoHalves.of(model, shape, source_mesh, trust, shown_there, size)
     trust = halves.trust
     shown = halves.shown
-    face = outline_distance(covering(shape, target_mesh)[:, list(FACE), :2], GRID, size)
-    lips = outline_distance(shape[:, list(INNER_LIPS), :2], min(size // 2, _LIPS), size)
+    rim, opening = (constant(rows, shape.device) for rows in (FACE, INNER_LIPS))
+    face = outline_distance(covering(shape, target_mesh)[:, rim, :2], GRID, size)
+    lips = outline_distance(shape[:, opening, :2], min(size // 2, _LIPS), size)
     mouth = (lips / unit - 0.3).clamp(0, 1)  # nothing where the lips are closed
 
     # Hair of the source that is taken for brow would come along; a brow of the target that is taken
@@ -121,7 +123,7 @@ def _excess(image: Tensor, light: Tensor, shape: Tensor) -> Tensor:
     small, unit = resized(image, side), side / 128
     points = (shape[..., :2] + 0.5) * (side / image.shape[-1]) - 0.5
     outlines = (EYE_LEFT, EYE_RIGHT, OUTER_LIPS)
-    inside = [outline_distance(points[:, list(o)], GRID, side) for o in outlines]
+    inside = [outline_distance(points[:, constant(o, points.device)], GRID, side) for o in outlines]
     skin = 0.5 - torch.stack(inside).amax(0) / (2 * unit)
     return evened(small, light, skin.clamp(0, 1)) - small
 
@@ -150,8 +152,8 @@ class TwoHalves:
         size: int,
     ) -> TwoHalves:
         """The way for these faces."""
-        control = list(CONTROL)
-        twin = model.mirror(range(MESH_POINTS))
+        control = constant(CONTROL, shape.device)
+        twin = model.mirror(torch.arange(MESH_POINTS, device=shape.device))
         places = shape[:, control, :2]
 
         def way(mesh: Tensor, trust: Tensor) -> Tensor:
@@ -224,12 +226,12 @@ def _mouth_of(target: Tensor, mesh: Tensor, shape: Tensor) -> Tensor:
 
     An affine fit over the lips' contours: teeth and tongue are the target's, as its words are.
     """
-    lips = list(INNER_LIPS + OUTER_LIPS)
+    lips = constant(INNER_LIPS + OUTER_LIPS, mesh.device)
     size = target.shape[-1]
     ones = torch.ones(len(mesh), len(lips), 1, device=mesh.device)
     to = torch.cat([shape[:, lips, :2] * (2 / (size - 1)) - 1, ones], -1)
     back = mesh[:, lips, :2] * (2 / (size - 1)) - 1
     eye = 1e-5 * torch.eye(3, device=mesh.device)
-    affine = torch.linalg.solve(to.mT @ to + eye, to.mT @ back).mT
+    affine = torch.linalg.solve_ex(to.mT @ to + eye, to.mT @ back).result.mT
     grid = F.affine_grid(affine, list(target.shape), align_corners=True)
     return F.grid_sample(target, grid, align_corners=True, padding_mode="border")

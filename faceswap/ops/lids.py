@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from faceswap.ops.constant import constant
 from faceswap.ops.topology import EYE_LEFT, EYE_RIGHT
 
 _CLOSED, _OPEN = 0.145, 0.18  # opening in eye widths where eyes are closed, and open for sure
@@ -26,7 +27,7 @@ def opening(mesh: Tensor, eye: tuple[int, ...]) -> Tensor:
         eye: `topology.EYE_LEFT` or `EYE_RIGHT`.
     """
     xy = mesh[..., :2]
-    upper, lower = list(eye[3:6]), list(eye[-3:-6:-1])
+    upper, lower = (constant(rows, xy.device) for rows in (eye[3:6], eye[-3:-6:-1]))
     width = (xy[:, eye[0]] - xy[:, eye[8]]).norm(dim=-1)
     gap = (xy[:, upper] - xy[:, lower]).norm(dim=-1).mean(1)
     share: Tensor = gap / width.clamp_min(1e-6)
@@ -45,7 +46,7 @@ def close_lids(
     for eye, theirs in zip((EYE_LEFT, EYE_RIGHT), both, strict=True):
         least = (_LEAST / opening(shape, eye).clamp_min(_LEAST)).clamp(max=1)
         keep = ((theirs - _CLOSED) / (_OPEN - _CLOSED)).clamp(0, 1).maximum(least)
-        upper, lower = list(eye[1:8]), list(eye[:8:-1])
+        upper, lower = (constant(rows, shape.device) for rows in (eye[1:8], eye[:8:-1]))
         gap = (shape[:, lower] - shape[:, upper]) * (1 - keep)[:, None, None]
         out[:, upper] += _UPPER * gap
         out[:, lower] -= (1 - _UPPER) * gap

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from faceswap.ops.constant import constant
 from faceswap.ops.topology import FACE
 
 DIRECTIONS = 128  # K, over the full turn; direction k points at the angle 2 pi k / K, x towards y
@@ -61,9 +62,11 @@ def outline(
             f"{sorted(TOPOLOGIES)}; pass topology="
         )
     xy = landmarks[..., :2]
-    brows = xy[:, topology.brows]
-    lifted = brows + topology.raised * (brows - xy[:, topology.eyes])
-    return torch.cat((xy[:, topology.outline], lifted), 1)
+    rim, high, low = (
+        xy[:, constant(rows, xy.device)]
+        for rows in (topology.outline, topology.brows, topology.eyes)
+    )
+    return torch.cat((rim, high + topology.raised * (high - low)), 1)
 
 
 def hull_radius(

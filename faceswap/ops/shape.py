@@ -8,13 +8,13 @@ LDA, Prince & Elder, ICCV 2007).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from faceswap.ops.constant import constant
 from faceswap.ops.topology import SURFACE
 
 
@@ -75,10 +75,10 @@ class ShapeModel:
         shape = plain_t - identity * (own @ self.basis).view(n, -1, 3)
         return scale_t[:, None, None] * (shape @ turn_t.transpose(1, 2)) + at_t
 
-    def mirror(self, rows: Sequence[int]) -> Tensor:
+    def mirror(self, rows: Tensor) -> Tensor:
         """Where in `rows` the mirror image of each of its points is, ``(len(rows),) int64``."""
-        mean = self.mean[list(rows)] - self.mean[:SURFACE].mean(0)
-        return torch.cdist(mean * mean.new_tensor([-1.0, 1.0, 1.0]), mean).argmin(1)
+        mean = self.mean[rows] - self.mean[:SURFACE].mean(0)
+        return torch.cdist(mean * constant((-1.0, 1.0, 1.0), mean.device), mean).argmin(1)
 
     def facing(self, mesh: Tensor) -> Tensor:
         """How much each point faces the camera: cosine in [-1, 1], ``(N, P)``.

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from faceswap.ops.constant import constant
 from faceswap.ops.draw import outline_distance
 from faceswap.ops.smooth import gaussian, resized
 from faceswap.ops.topology import (
@@ -60,12 +61,12 @@ def find_skin(
     small = resized(images, GRID)
     points = (mesh[..., :2] + 0.5) * (GRID / images.shape[-1]) - 0.5
     unit = GRID / 128
-    oval = _distance(points[:, list(FACE_OVAL)])
+    oval = _distance(points[:, constant(FACE_OVAL, points.device)])
     inside = (oval / (2 * unit) + 0.5).clamp(0, 1)
     core = ((oval / unit - 2) / 4).clamp(0, 1)
     off = _strangeness(small, points)
     likely, shaded, deep = (
-        _likely(off * off.new_tensor(factor).view(1, 3, 1, 1))
+        _likely(off * constant(factor, off.device).view(1, 3, 1, 1))
         for factor in ((1.0, 1.0, 1.0), _SHADOW, _DEEP)
     )
     features = _features(points, unit)
@@ -86,12 +87,12 @@ def _distance(polygon: Tensor) -> Tensor:
 
 def _strangeness(small: Tensor, points: Tensor) -> Tensor:
     """Deviations of each pixel's tones from the skin of cheeks and nose, ``(N, 3, 64, 64)``."""
-    at = points[:, list(CHEEKS)] * (2 / (GRID - 1)) - 1
+    at = points[:, constant(CHEEKS, points.device)] * (2 / (GRID - 1)) - 1
     tones = _tones(small)
     seen = F.grid_sample(tones, at[:, None], align_corners=True, padding_mode="border")[:, :, 0]
     middle = seen.median(2, keepdim=True).values
     spread = 1.5 * (seen - middle).abs().median(2, keepdim=True).values
-    spread = spread.maximum(spread.new_tensor(_FLOOR).view(1, 3, 1))
+    spread = spread.maximum(constant(_FLOOR, spread.device).view(1, 3, 1))
     off = (tones - middle[..., None]) / spread[..., None]
     # A highlight is skin; it is brighter, not of another colour.
     return torch.cat([torch.where(off[:, :1] > 0, 0.5 * off[:, :1], off[:, :1]), off[:, 1:]], 1)
@@ -114,16 +115,16 @@ def _features(points: Tensor, unit: float) -> Tensor:
     n = len(points)
     pairs = []
     for left, right, room in ((EYE_LEFT, EYE_RIGHT, 3.0), (BROW_LEFT, BROW_RIGHT, 2.5)):
-        both = torch.cat([points[:, list(left)], points[:, list(right)]])
+        both = torch.cat([points[:, constant(side, points.device)] for side in (left, right)])
         distance = _distance(both).view(2, n, 1, GRID, GRID).amax(0)
         pairs.append(distance / unit + room)
-    pairs.append(_distance(points[:, list(OUTER_LIPS)]) / unit + 2.0)
+    pairs.append(_distance(points[:, constant(OUTER_LIPS, points.device)]) / unit + 2.0)
     return torch.stack(pairs).amax(0).div(2).clamp(0, 1)
 
 
 def _zone(points: Tensor, oval: Tensor, unit: float, brow_room: float) -> tuple[Tensor, Tensor]:
     """Where hair may be expected (above the brows, along the upper oval), and the upper half."""
-    forehead = _distance(points[:, list(UPPER_FOREHEAD)])
+    forehead = _distance(points[:, constant(UPPER_FOREHEAD, points.device)])
     above = ((forehead / unit - brow_room) / 2.5).clamp(0, 1)
     up = points[:, _TOP] - points[:, _CHIN]
     length = up.norm(dim=1, keepdim=True)

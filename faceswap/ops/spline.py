@@ -31,7 +31,7 @@ def thin_plate_grid(
     system[:, :count, count:] = affine
     system[:, count:, :count] = affine.transpose(1, 2)
     right = torch.cat([b, torch.zeros(n, 3, 2, device=a.device)], 1)
-    solved = torch.linalg.solve(system, right)
+    solved = torch.linalg.solve_ex(system, right).result  # `solve` makes Python wait for a GPU
     axis = torch.linspace(-1, 1, cells, device=a.device)
     ys, xs = torch.meshgrid(axis, axis, indexing="ij")
     at = torch.stack([xs, ys], -1).view(1, -1, 2).expand(n, -1, -1)

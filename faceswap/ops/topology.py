@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from faceswap.ops.constant import constant
+
 MESH_POINTS = 478
 SURFACE = 468  # points of the face's surface; the irises after them move with the gaze
 # In drawing order; left and right as seen in the picture.
@@ -85,7 +87,7 @@ def covering(swapped: Tensor, target: Tensor) -> Tensor:
     Returns:
         ``(N, 478, 2 or 3)`` float32, for outlines only.
     """
-    rows = list(FOREHEAD)
+    rows = constant(FOREHEAD, swapped.device)
     centre = swapped[:, BRIDGE : BRIDGE + 1, :2]
     own = swapped[:, rows, :2] - centre
     wanted = 1.125 * (target[:, rows, :2] - centre)
@@ -106,6 +108,6 @@ def five_points(mesh: Tensor) -> Tensor:
         An eye centre is the mean of its corners and lid centres, which do not follow the gaze.
     """
     xy = mesh[..., :2]
-    left = xy[:, [33, 133, 159, 145]].mean(1)
-    right = xy[:, [362, 263, 386, 374]].mean(1)
+    left = xy[:, constant((33, 133, 159, 145), xy.device)].mean(1)
+    right = xy[:, constant((362, 263, 386, 374), xy.device)].mean(1)
     return torch.stack([left, right, xy[:, 4], xy[:, 61], xy[:, 291]], dim=1)

@@ -45,6 +45,7 @@ from faceswap.train.swapping import (
     make_preview,
     make_sampler,
 )
+from faceswap.train.transfer import sent
 
 
 @dataclass(slots=True)
@@ -117,7 +118,7 @@ def build(config: AeiConfig, data: Crops, device: torch.device, group: Group = A
 
     def step(index: int, generator: torch.Generator) -> dict[str, Term]:
         draw = feed.take(index, generator)
-        parts = sampler.views(draw, generator).split(config.accumulate)
+        parts = sampler.views(draw).split(config.accumulate)
         # Same-person pairs of the whole batch: parts and processes then add up to its loss.
         count = draw.count / (config.accumulate * group.world)
         seen: dict[str, Term] = {}
@@ -184,7 +185,7 @@ def _with_noise(identity: Tensor, strength: float, generator: torch.Generator) -
     if not strength:
         return identity
     size = identity.square().mean(1, keepdim=True).sqrt()
-    noise = torch.randn(identity.shape, generator=generator).to(identity)
+    noise = sent(torch.randn(identity.shape, generator=generator), identity.device).to(identity)
     return identity + strength * size * noise
 
 

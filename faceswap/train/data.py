@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
-from faceswap.errors import MediaError, MissingMediaError
+from faceswap.errors import ConfigError, MediaError, MissingMediaError
 from faceswap.train.feed import Wait
 
 INDEX = "index.json"
@@ -42,6 +42,18 @@ class Crops:
 
     def __len__(self) -> int:
         return self.points.shape[0]
+
+    def split(self) -> tuple[Tensor, Tensor]:
+        """Rows to train on, and rows of people held back; all rows where there are none of either.
+
+        Raises:
+            ConfigError: no faces at all.
+        """
+        every = torch.arange(len(self))
+        if not len(every):
+            raise ConfigError("the prepared data has no faces")
+        held, rows = every[self.held_back], every[~self.held_back]
+        return (rows if len(rows) else every), (held if len(held) else every)
 
     def pixels(self, rows: Tensor) -> Tensor:
         """Crops by row.
@@ -119,7 +131,7 @@ def cut(
     if images.dtype == torch.uint8:
         images = images.float() / 255
     side = images.shape[-1]
-    linear = torch.linalg.inv(matrix[:, :, :2])
+    linear = torch.linalg.inv_ex(matrix[:, :, :2]).inverse  # `inv` makes Python wait for a GPU
     shift = -(linear @ matrix[:, :, 2:])
     axis = torch.arange(size, dtype=torch.float32, device=images.device)
     ys, xs = torch.meshgrid(axis, axis, indexing="ij")

@@ -5,7 +5,9 @@ Labels are those of the prepared crops: the box around the teacher's mesh, and i
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,75 +15,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faceswap.errors import ConfigError, MediaError
-from faceswap.models import DTYPES, save_model
+from faceswap.models import save_model
 from faceswap.models.detector import FaceDetector, Grid
+from faceswap.train.cells import Answers, answer
 from faceswap.train.collage import Material
 from faceswap.train.config import DetectorConfig
 from faceswap.train.crowd import shows_others
-from faceswap.train.data import Crops
-from faceswap.train.feed import Feed
-from faceswap.train.loop import Task, check_finite
+from faceswap.train.data import Crops, load_crops
+from faceswap.train.loop import Task, autocast, check_finite
 from faceswap.train.preview import save_sheet
-from faceswap.train.scenes import Scenes, draw_scenes, load_backgrounds
+from faceswap.train.processes import Elsewhere
+from faceswap.train.scenes import draw_scenes, load_backgrounds
+from faceswap.train.transfer import feed_of, moved
 
-# px, root of the box's area: faces each grid answers for; they overlap
-RANGES = {8: (0.0, 56.0), 16: (36.0, 150.0), 32: (100.0, float("inf"))}
-_BETWEEN = 1.4  # a face that is outside a range by less than this factor is left open there
 _SHEET = 8  # scenes of a preview
 _SHEET_ROWS = 256  # faces they are made of
 
 
-def from_edge(scenes: Scenes) -> Scenes:
-    """Labels as the grids count: from the picture's edge, where a pixel's middle is at 1/2.
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Scenes and what the grids should say of them."""
 
-    Pictures have pixel middles at whole numbers (see `faceswap.faces.detect`, which goes back).
-    """
-    return replace(scenes, box=scenes.box + 0.5, points=scenes.points + 0.5)
-
-
-def assign(
-    grids: list[Grid],
-    scenes: Scenes,  # labels `from_edge`
-) -> tuple[Tensor, Tensor]:
-    """Which cells have to see which face.
-
-    A face belongs to the cells around its middle (three quarters of a cell, or 15 % of its size)
-    of the grids whose range it is in. The other cells in its inner part, and cells of faces that
-    do not count, are left open; every other cell is background. Of two faces the smaller wins.
-
-    Returns:
-        ``owner (B, cells) int64``, row of `scenes` or -1, and ``open (B, cells) bool``.
-    """
-    frames = scenes.images.shape[0]
-    place, stride = [], []
-    for grid in grids:
-        height, width = grid.score.shape[1:]
-        x = (torch.arange(width) + 0.5) * grid.stride
-        y = (torch.arange(height) + 0.5) * grid.stride
-        cells = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), -1)
-        place.append(cells.flatten(0, 1))
-        stride.append(torch.full((height * width,), float(grid.stride)))
-    cell, step = torch.cat(place), torch.cat(stride)
-    low = torch.tensor([RANGES[int(s)][0] for s in step.tolist()])
-    high = torch.tensor([RANGES[int(s)][1] for s in step.tolist()])
-    owner = torch.full((frames, len(cell)), -1, dtype=torch.int64)
-    open_ = torch.zeros(frames, len(cell), dtype=torch.bool)
-    extent = scenes.box[:, 2:] - scenes.box[:, :2]
-    size = extent.prod(1).sqrt()
-    for i in torch.argsort(size, descending=True).tolist():
-        frame = int(scenes.frame[i])
-        off = (cell - (scenes.box[i, :2] + scenes.box[i, 2:]) / 2).abs()
-        near = (off <= torch.maximum(0.75 * step, 0.15 * size[i])[:, None]).all(1)
-        inner = (off <= 0.4 * extent[i]).all(1) | near
-        mine = (size[i] > low) & (size[i] <= high)
-        almost = (size[i] > low / _BETWEEN) & (size[i] <= high * _BETWEEN)
-        open_[frame] |= inner & almost
-        if scenes.counts[i]:
-            owner[frame] = torch.where(near & mine, i, owner[frame])
-        else:
-            open_[frame] |= inner
-            owner[frame] = torch.where(inner & (owner[frame] >= 0), -1, owner[frame])
-    return owner, open_ & (owner < 0)
+    images: Tensor  # (B, 3, S, S) float in [0, 1]
+    answers: Answers
 
 
 def quality_focal_loss(
@@ -113,35 +69,68 @@ def generalised_iou(
     return iou, iou - 1 + either / around.prod(1).clamp_min(1e-6)
 
 
-def detector_losses(grids: list[Grid], scenes: Scenes) -> tuple[dict[str, Tensor], Tensor]:
+def detector_losses(
+    grids: list[Grid],
+    answers: Answers,  # on their device
+) -> tuple[dict[str, Tensor], Tensor]:
     """The terms "score", "box" and "points", and the mean error of the points.
 
     Points are in units of the face's size (root of its box's area), by smooth L1 that turns into a
     straight line at 2 %.
     """
-    scenes = from_edge(scenes)
-    owner, open_ = assign(grids, scenes)
-    device = scenes.images.device
-    owner, open_ = owner.to(device), open_.to(device)
-    logits = torch.cat([g.score.flatten(1) for g in grids], 1)
-    box = torch.cat([g.box.flatten(1, 2) for g in grids], 1)
-    points = torch.cat([g.points.flatten(1, 2) for g in grids], 1)
-    mine = owner >= 0
-    rows = owner[mine]
-    wanted = scenes.box.to(device)[rows]
+    logits = torch.cat([g.score.flatten(1) for g in grids], 1).flatten()
+    box = torch.cat([g.box.flatten(1, 2) for g in grids], 1).flatten(0, 1)
+    points = torch.cat([g.points.flatten(1, 2) for g in grids], 1).flatten(0, 1)
+    mine, wanted = answers.seeing, answers.box
     iou, giou = generalised_iou(box[mine], wanted)
     quality = torch.zeros_like(logits)
     quality[mine] = iou.detach()
-    number = max(1, len(rows))
+    number = max(1, len(mine))
     size = (wanted[:, 2:] - wanted[:, :2]).prod(1).sqrt()[:, None, None]
-    off = (points[mine] - scenes.points.to(device)[rows]) / size
+    off = (points[mine] - answers.points) / size
     terms = {
-        "score": quality_focal_loss(logits[~open_], quality[~open_]) / number,
+        "score": quality_focal_loss(logits[answers.asked], quality[answers.asked]) / number,
         "box": (1 - giou).sum() / number,
         "points": F.smooth_l1_loss(off, torch.zeros_like(off), beta=0.02, reduction="sum")
         / (10 * number),
     }
     return terms, off.detach().norm(dim=2).sum() / (5 * number)
+
+
+def _material(config: DetectorConfig, data: Crops, rows: Tensor) -> Material:
+    return Material(
+        data,
+        rows,
+        load_backgrounds(config.backgrounds),
+        size=config.size,
+        smallest=config.smallest,
+        largest=config.largest,
+    )
+
+
+def _alone(data: Crops, rows: Tensor) -> Tensor:
+    """Rows of crops that show one face.
+
+    Raises:
+        MediaError: none does.
+    """
+    alone = rows[~shows_others(data, rows)]
+    if not len(alone):
+        raise MediaError("every prepared crop shows a second face; scenes need some without")
+    return alone
+
+
+def batches(
+    config: DetectorConfig, rows: Tensor, data: Crops | None = None
+) -> Callable[[torch.Generator], _Batch]:
+    """What composes a batch, of the faces in some rows; opens the data if it is not given."""
+    material = _material(config, data or load_crops(Path(config.data)), rows)
+
+    def make(generator: torch.Generator) -> _Batch:
+        scenes = draw_scenes(material, config.batch_size, generator)
+        return _Batch(scenes.images, answer(scenes))
+
+    return make
 
 
 def build(config: DetectorConfig, data: Crops, device: torch.device) -> Task:
@@ -155,44 +144,22 @@ def build(config: DetectorConfig, data: Crops, device: torch.device) -> Task:
         raise ConfigError(f"size {config.size}: a scene's side is a multiple of 32")
     args = config.model.model_dump()
     net = FaceDetector(**args).to(device).to(memory_format=torch.channels_last)
-    backgrounds = load_backgrounds(config.backgrounds)
-    rows = torch.nonzero(~data.held_back)[:, 0]
-    rows = rows if len(rows) else torch.arange(len(data))
-    held = torch.nonzero(data.held_back)[:_SHEET_ROWS, 0]
-    held = held if len(held) else rows[:_SHEET_ROWS]
-
-    def material(of: Tensor) -> Material:
-        alone = of[~shows_others(data, of)]
-        if not len(alone):
-            raise MediaError("every prepared crop shows a second face; scenes need some without")
-        return Material(
-            data,
-            alone,
-            backgrounds,
-            size=config.size,
-            smallest=config.smallest,
-            largest=config.largest,
-        )
-
-    training, unseen = material(rows), material(held)
+    rows, held = data.split()
+    training = _alone(data, rows)
+    unseen = _material(config, data, _alone(data, held[:_SHEET_ROWS]))
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=1e-3)
-    dtype = DTYPES[config.precision]
     weights = config.losses.model_dump()
-
-    feed = Feed(
-        lambda generator: draw_scenes(training, config.batch_size, generator),
-        seed=config.seed,
-        workers=config.workers,
-        ahead=config.ahead,
-        wait=data.wait,
-    )
+    make = batches(config, training, data)
+    if device.type != "cpu" and config.workers:  # in threads they would keep a GPU waiting
+        make = Elsewhere(partial(batches, config, training), config.workers)
+    feed = feed_of(make, config, device, data.wait)
 
     def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        scenes = feed.take(index, generator).to(device)
+        batch = moved(feed.take(index, generator), device)
         net.train()
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            grids = net(scenes.images)
-        terms, error = detector_losses(grids, scenes)
+        with autocast(config.precision, device):
+            grids = net(batch.images)
+        terms, error = detector_losses(grids, batch.answers)
         check_finite(terms)
         loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         optimizer.zero_grad()
@@ -203,14 +170,13 @@ def build(config: DetectorConfig, data: Crops, device: torch.device) -> Task:
 
     @torch.no_grad()
     def preview(average: nn.Module, path: Path) -> None:
-        scenes = draw_scenes(unseen, _SHEET, torch.Generator().manual_seed(5)).to(device)
+        pictures = draw_scenes(unseen, _SHEET, torch.Generator().manual_seed(5)).images
         average.eval()
-        pictures = scenes.images.clone().cpu()
-        for grid in average(scenes.images):
-            found = torch.nonzero(grid.score > 0)
-            for frame, y, x in found.tolist():
+        for grid in average(pictures.to(device)):
+            score, box, points = grid.score.cpu(), grid.box.cpu(), grid.points.cpu()
+            for frame, y, x in torch.nonzero(score > 0).tolist():
                 at = frame, y, x
-                draw_face(pictures[frame], grid.box[at] - 0.5, grid.points[at] - 0.5)
+                draw_face(pictures[frame], box[at] - 0.5, points[at] - 0.5)
         save_sheet(path, list(pictures.split(_SHEET // 2)))
 
     def export(average: nn.Module, out: Path) -> None:

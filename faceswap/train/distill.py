@@ -65,7 +65,7 @@ def build(config: DistillConfig, data: Crops, device: torch.device, group: Group
     weights = config.losses.model_dump()
 
     def step(index: int, generator: torch.Generator) -> dict[str, Term]:
-        batch = sampler.views(feed.take(index, generator), generator)
+        batch = sampler.views(feed.take(index, generator))
         student.train()
         seen: dict[str, Term] = {}
         parts = batch.split(config.accumulate)

@@ -6,6 +6,7 @@ and must give the same direction. Directions alone are learned: comparison is by
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,10 +18,13 @@ from faceswap.models import save_model
 from faceswap.models.identity import IdentityNet
 from faceswap.ops.geometry import align
 from faceswap.train.config import TrainConfig
-from faceswap.train.data import Crops, cut, jitter_color, jitter_matrix
-from faceswap.train.degrade import degrade
+from faceswap.train.data import Crops, recolor
+from faceswap.train.degrade import Coarse, degrade, draw_coarse
 from faceswap.train.loop import Task, Term, autocast, check_finite
+from faceswap.train.transfer import feed_of, moved
+from faceswap.train.views import Jitter, Store, View
 
+JITTER = Jitter(rotation=3, scale=0.03, shift=0.015)
 WEIGHTS = {"direction": 1.0, "relation": 10.0, "ranking": 0.3}
 
 
@@ -36,8 +40,11 @@ def distillation_loss(
     """
     s, t = F.normalize(student), F.normalize(teacher)
     direction = 1 - (s * t).sum(1).mean()
-    off = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
-    relation = (s @ s.T - t @ t.T)[off].square().mean()
+    apart = s @ s.T - t @ t.T
+    # All but the diagonal, in order, without looking for it: that would wait for a GPU.
+    n = len(s)
+    off = apart.flatten()[1:].view(n - 1, n + 1)[:, :-1].flatten()
+    relation = off.square().mean()
     return direction, relation
 
 
@@ -58,6 +65,16 @@ def ranking_loss(
     return F.kl_div(s.log_softmax(1), t.log_softmax(1), reduction="batchmean", log_target=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """A batch of n before its views are made."""
+
+    view: View
+    color: Tensor  # (n, 6) random numbers of `recolor`
+    coarse: tuple[Coarse, ...]
+    teacher: Tensor  # (n, D) embeddings
+
+
 def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     """The identity task on a prepared folder with embeddings."""
     if data.embedding is None:
@@ -66,38 +83,37 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         )
     net = IdentityNet(**config.model).to(device).to(memory_format=torch.channels_last)
     teacher = data.embedding
+    store = Store(data, device)
     weight = {**WEIGHTS, **config.losses}
-    rows = torch.nonzero(~data.held_back)[:, 0]
-    held = torch.nonzero(data.held_back)[:, 0][:256]
+    rows, held = data.split()
+    held = held[:256]
     base = align(data.points, net.size, template="arcface").matrix
     gallery = F.normalize(teacher[rows]).to(device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=0.05, fused=True)
 
-    def step(index: int, generator: torch.Generator) -> dict[str, Term]:
+    def draw(generator: torch.Generator) -> _Draw:
         n = config.batch_size
         pick = rows[torch.randint(len(rows), (n,), generator=generator)]
-        flip = torch.rand(n, generator=generator) < 0.5
-        matrix = jitter_matrix(
-            base[pick],
-            net.size,
-            rotation=3,
-            scale=0.03,
-            shift=0.015,
-            flip=flip,
-            generator=generator,
-        )
-        views = cut(data.pixels(pick), matrix, net.size)
-        views = degrade(jitter_color(views, 0.2, generator), 0.3, generator, smallest=0.35)
+        view = store.draw(pick, base[pick], net.size, JITTER, generator)
+        color = torch.rand(n, 6, generator=generator)
+        shape = (n, 3, net.size, net.size)
+        coarse = draw_coarse(shape, 0.3, generator, smallest=0.35)
+        return _Draw(view, color, coarse, teacher[pick])
+
+    feed = feed_of(draw, config, device, data.wait)
+
+    def step(index: int, generator: torch.Generator) -> dict[str, Term]:
+        drawn = moved(feed.take(index, generator), device)
+        views = recolor(store.show(drawn.view, net.size), drawn.color, 0.2)
+        views = degrade(views, drawn.coarse).contiguous(memory_format=torch.channels_last)
         net.train()
-        views = views.to(device).contiguous(memory_format=torch.channels_last)
         with autocast(config.precision, device):
             found = net(views)
-        wanted = teacher[pick].to(device)
-        direction, relation = distillation_loss(found.float(), wanted)
+        direction, relation = distillation_loss(found.float(), drawn.teacher)
         terms = {
             "direction": direction,
             "relation": relation,
-            "ranking": ranking_loss(found.float(), wanted, gallery),
+            "ranking": ranking_loss(found.float(), drawn.teacher, gallery),
         }
         check_finite(terms)
         optimizer.zero_grad()
@@ -114,10 +130,8 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     def _agreement(model: nn.Module) -> float:
         """Mean cosine to the teacher on people held back."""
         model.eval()
-        out = [
-            model(cut(data.pixels(part), base[part], net.size).to(device))
-            for part in held.split(32)
-        ]
+        views = [moved(store.still(part, base[part]), device) for part in held.split(32)]
+        out = [model(store.show(each, net.size)) for each in views]
         return float(F.cosine_similarity(torch.cat(out).cpu(), teacher[held]).mean())
 
     def export(average: nn.Module, out: Path) -> None:

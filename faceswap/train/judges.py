@@ -13,6 +13,7 @@ from faceswap import weights
 from faceswap.errors import ConfigError, MissingWeightError
 from faceswap.models import load_model
 from faceswap.models import mesh as layout
+from faceswap.ops.constant import constant
 from faceswap.train.label import PACK, Recogniser, load_recogniser, load_script
 from faceswap.train.losses import heat_maps, identity_loss
 from faceswap.train.pairs import look
@@ -91,8 +92,8 @@ class EyeJudge:
         mesh, _ = self.mesh(crops)
         mesh = mesh.float()
         if self.fan is None:
-            return heat_maps((mesh[:, [468, 473], :2] + 0.5) / size), mesh
+            return heat_maps((mesh[:, constant((468, 473), mesh.device), :2] + 0.5) / size), mesh
         whole = F.interpolate(views, size=(_FAN_SIDE, _FAN_SIDE), mode="bilinear")
         maps = self.fan(whole)
         maps = maps[-1] if isinstance(maps, (list, tuple)) else maps  # the last stack
-        return maps[:, list(_PUPILS)].float(), mesh
+        return maps[:, constant(_PUPILS, maps.device)].float(), mesh

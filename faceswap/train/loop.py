@@ -13,7 +13,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,8 +83,9 @@ class Schedule:
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """Networks run in a precision ("fp32", "bf16", "fp16") inside."""
-    dtype = DTYPES[precision]
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, DTYPES[precision])
 
 
 def check_finite(terms: dict[str, torch.Tensor]) -> None:

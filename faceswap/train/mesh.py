@@ -6,6 +6,7 @@ turned, scaled, mirrored, recoloured and degraded, and must give the same points
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,13 @@ from faceswap.models.mesh import MeshNet
 from faceswap.ops import topology
 from faceswap.ops.geometry import align
 from faceswap.train.config import TrainConfig
-from faceswap.train.data import Crops, cut, jitter_color, jitter_matrix, map_points
-from faceswap.train.degrade import degrade
+from faceswap.train.data import Crops, jitter_matrix, map_points, recolor
+from faceswap.train.degrade import Coarse, degrade, draw_coarse
 from faceswap.train.loop import Task, autocast, check_finite
+from faceswap.train.transfer import feed_of, moved
+from faceswap.train.views import Jitter, Store, View
+
+JITTER = Jitter(rotation=7, scale=0.08, shift=0.035)
 
 
 def mirror_order(mesh: Tensor) -> Tensor:
@@ -81,7 +86,12 @@ def _start_from_face_space(net: MeshNet, data: Crops, base: Tensor, rows: Tensor
     generator = torch.Generator().manual_seed(0)
     pick = rows[torch.randint(len(rows), (3000,), generator=generator)]
     matrix = jitter_matrix(
-        base[pick], net.size, rotation=7, scale=0.08, shift=0.035, generator=generator
+        base[pick],
+        net.size,
+        rotation=JITTER.rotation,
+        scale=JITTER.scale,
+        shift=JITTER.shift,
+        generator=generator,
     )
     mesh = map_points(data.mesh[pick], matrix).flatten(1) / net.size
     mean = mesh.mean(0)
@@ -92,11 +102,24 @@ def _start_from_face_space(net: MeshNet, data: Crops, base: Tensor, rows: Tensor
         net.points.bias.copy_(mean)
 
 
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """A batch of n before its views are made."""
+
+    view: View
+    color: Tensor  # (n, 6) random numbers of `recolor`
+    coarse: tuple[Coarse, ...]
+    present: Tensor  # (n,) bool, a face and not tiles of one
+    shown: Tensor  # (m,) int64, rows of these
+    target: Tensor  # (m, 478, 3) float32, view px
+
+
 def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     """The MeshNet task on a prepared folder."""
     net = MeshNet(**config.model).to(device)
     net = net.to(memory_format=torch.channels_last)
-    rows = torch.nonzero(~data.held_back)[:, 0]
+    rows, _ = data.split()
+    store = Store(data, device)
     order = mirror_order(data.mesh)
     weight = _weights().to(device)
     base = align(data.points, net.size, template=layout.TEMPLATE, margin=layout.MARGIN).matrix
@@ -110,39 +133,38 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.02, fused=True)
 
-    def batch(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(generator: torch.Generator) -> _Draw:
         n = config.batch_size
         pick = rows[torch.randint(len(rows), (n,), generator=generator)]
-        flip = torch.rand(n, generator=generator) < 0.5
-        matrix = jitter_matrix(
-            base[pick],
-            net.size,
-            rotation=7,
-            scale=0.08,
-            shift=0.035,
-            flip=flip,
-            generator=generator,
-        )
-        views = cut(data.pixels(pick), matrix, net.size)
-        target = map_points(data.mesh[pick], matrix)
-        target = torch.where(flip[:, None, None], target[:, order], target)
+        view = store.draw(pick, base[pick], net.size, JITTER, generator)
+        target = map_points(data.mesh[pick], view.matrix)
+        target = torch.where(view.flip[:, None, None], target[:, order], target)
         target[..., 2] -= target[:, :468, 2].mean(1, keepdim=True)
-        views = degrade(jitter_color(views, 0.3, generator), 0.5, generator)
+        color = torch.rand(n, 6, generator=generator)
+        coarse = draw_coarse((n, 3, net.size, net.size), 0.5, generator)
         # One view in eight is shuffled to tiles: no face is there.
         present = torch.rand(n, generator=generator) > 0.125
-        half = net.size // 2
-        broken = torch.roll(views, (half, half // 2), (2, 3)).flip(2)
-        views = torch.where(present[:, None, None, None], views, broken)
-        return views.to(device), target.to(device), present.to(device)
+        shown = torch.nonzero(present)[:, 0]
+        return _Draw(view, color, coarse, present, shown, target[shown])
 
-    def step(_index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        views, target, present = batch(generator)
+    feed = feed_of(draw, config, device, data.wait)
+
+    def views(drawn: _Draw) -> Tensor:
+        images = recolor(store.show(drawn.view, net.size), drawn.color, 0.3)
+        images = degrade(images, drawn.coarse)
+        half = net.size // 2
+        broken = torch.roll(images, (half, half // 2), (2, 3)).flip(2)
+        return torch.where(drawn.present[:, None, None, None], images, broken)
+
+    def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
+        drawn = moved(feed.take(index, generator), device)
+        images = views(drawn)
         net.train()
         with autocast(config.precision, device):
-            points, presence = net(views.contiguous(memory_format=torch.channels_last))
+            points, presence = net(images.contiguous(memory_format=torch.channels_last))
         points, presence = points.float(), presence.float()
-        loss, error = mesh_loss(points[present], target[present], weight)
-        exists = F.binary_cross_entropy_with_logits(presence, present.float())
+        loss, error = mesh_loss(points[drawn.shown], drawn.target, weight)
+        exists = F.binary_cross_entropy_with_logits(presence, drawn.present.float())
         total = loss + 0.02 * exists
         check_finite({"points": loss, "presence": exists})
         optimizer.zero_grad()

@@ -16,13 +16,14 @@ from faceswap.errors import ConfigError
 from faceswap.ops.geometry import align, transform
 from faceswap.ops.mask import adaptive_mask
 from faceswap.train.config import Augment
-from faceswap.train.data import Crops, cut, jitter_matrix, map_points, recolor
-from faceswap.train.degrade import degrade
+from faceswap.train.data import Crops, cut, map_points, recolor
+from faceswap.train.degrade import Coarse, degrade, draw_coarse
 from faceswap.train.parallel import ALONE, Group
+from faceswap.train.transfer import moved
+from faceswap.train.views import Jitter, Store, View
 
 TEMPLATE = "ghost"  # the five poses; the crop of the ghost packs
 _MIRRORED = [1, 0, 2, 4, 3]  # which of the five points each becomes
-_ON_DEVICE = 0.4  # share of a GPU's free memory that the photos may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +45,22 @@ class Pairs:
 
 
 @dataclass(frozen=True, slots=True)
-class _Photos:
+class _Side:
     """One side of the pairs before it becomes views: this process's n rows."""
 
-    rows: Tensor  # (n,) int64
-    matrix: Tensor  # (n, 2, 3) float32, stored crop px -> view px
+    view: View
+    points: Tensor  # (n, 5, 2) float32, view px
     color: Tensor  # (n, 6) random numbers of `recolor`
-    flip: Tensor  # (n,) bool
-    stored: Tensor | None  # (n, 3, C, C) uint8; None: they are on the device
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
     """A batch before it becomes views: what a worker can make ready."""
 
-    source: _Photos
-    target: _Photos
+    source: _Side
+    target: _Side
+    coarse: tuple[Coarse, ...]  # of the sources
+    mesh: Tensor | None  # (n, 478, 3) float32, of the targets, view px; where regions are wanted
     same: Tensor  # (n,) bool
     count: int  # pairs of one person among those of all processes
 
@@ -110,10 +111,7 @@ class PairSampler:
         group: Group = ALONE,
         region: bool = False,
     ) -> None:
-        rows = torch.nonzero(~data.held_back)[:, 0]
-        self.rows = rows if len(rows) else torch.arange(len(data))
-        if not len(self.rows):
-            raise ConfigError("the prepared data has no faces")
+        self.rows, _ = data.split()
         self.data, self.size, self.augment = data, size, augment
         self.same_person, self.device, self.group = same_person, device, group
         self.region = region
@@ -130,29 +128,35 @@ class PairSampler:
         self.begin = torch.repeat_interleave(ends - self.count, self.count)
         self.of_person = torch.repeat_interleave(self.count, self.count)
         self.base = align(data.points, size, template=TEMPLATE).matrix
-        self.photos = _on_device(data, device)
+        self.store = Store(data, device)
+        self.jitter = Jitter(
+            rotation=augment.rotation, scale=augment.scale, shift=augment.shift, flip=augment.flip
+        )
 
     def draw(self, n: int, generator: torch.Generator) -> Draw:
         """This process's part of n pairs; reads the photos where they are not on the device."""
-        source, target, same = self.rows_of(n, generator)
-        sides = [self._draw_view(rows, generator) for rows in (source, target)]
-        return Draw(sides[0], sides[1], same[self.group.part(n)], int(same.sum()))
-
-    def views(self, draw: Draw, generator: torch.Generator) -> Pairs:
-        """The pairs of a draw, on the device."""
-        source, source_points = self._view(draw.source)
-        target, points = self._view(draw.target)
+        source_rows, target_rows, same = self.rows_of(n, generator)
+        source, target = (self._draw_side(rows, generator) for rows in (source_rows, target_rows))
+        coarse: tuple[Coarse, ...] = ()
         if self.augment.degrade:
             # Its own random numbers are those of this process's rows.
             generator.manual_seed(generator.initial_seed() + 7 * self.group.rank)
-            source = degrade(source, self.augment.degrade, generator)
-        region = target.new_zeros(len(target), 0)
+            shape = (len(source.points), 3, self.size, self.size)
+            coarse = draw_coarse(shape, self.augment.degrade, generator)
+        mesh = None
         if self.region:
-            mesh = map_points(self.data.mesh[draw.target.rows], draw.target.matrix)
-            mesh = mesh.to(self.device)
-            region = adaptive_mask(mesh, mesh, self.size)
-        same = draw.same.to(self.device)
-        return Pairs(target, points, source, source_points, same, region)
+            mesh = map_points(self.data.mesh[target.view.rows], target.view.matrix)
+        return Draw(source, target, coarse, mesh, same[self.group.part(n)], int(same.sum()))
+
+    def views(self, draw: Draw) -> Pairs:
+        """The pairs of a draw, on the device."""
+        draw = moved(draw, self.device)
+        source, target = self._view(draw.source), self._view(draw.target)
+        source = degrade(source, draw.coarse)
+        region = target.new_zeros(len(target), 0)
+        if draw.mesh is not None:
+            region = adaptive_mask(draw.mesh, draw.mesh, self.size)
+        return Pairs(target, draw.target.points, source, draw.source.points, draw.same, region)
 
     def rows_of(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of n sources and n targets, and which pairs are of one person; ``(n,)`` each.
@@ -175,51 +179,20 @@ class PairSampler:
 
     def still(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Views without augmentation ``(n, 3, S, S)`` and their points ``(n, 5, 2)``."""
-        grey = torch.full((len(rows), 6), 0.5)
-        flip = torch.zeros(len(rows), dtype=torch.bool)
-        return self._view(_Photos(rows, self.base[rows], grey, flip, self._stored(rows)))
+        view = self.store.still(rows, self.base[rows])
+        side = moved(_Side(view, self._points(view), torch.full((len(rows), 6), 0.5)), self.device)
+        return self._view(side), side.points
 
-    def _draw_view(self, rows: Tensor, generator: torch.Generator) -> _Photos:
+    def _draw_side(self, rows: Tensor, generator: torch.Generator) -> _Side:
         """Matrices, colours and mirroring of all views are drawn; this process's part is kept."""
-        flip = torch.rand(len(rows), generator=generator) < self.augment.flip
-        matrix = jitter_matrix(
-            self.base[rows],
-            self.size,
-            rotation=self.augment.rotation,
-            scale=self.augment.scale,
-            shift=self.augment.shift,
-            flip=flip,
-            generator=generator,
-        )
-        color = torch.rand(len(rows), 6, generator=generator)
         mine = self.group.part(len(rows))
-        stored = self._stored(rows[mine])
-        return _Photos(rows[mine], matrix[mine], color[mine], flip[mine], stored)
+        view = self.store.draw(rows, self.base[rows], self.size, self.jitter, generator, part=mine)
+        color = torch.rand(len(rows), 6, generator=generator)
+        return _Side(view, self._points(view), color[mine])
 
-    def _stored(self, rows: Tensor) -> Tensor | None:
-        if self.photos is not None:
-            return None
-        stored = self.data.read(rows)
-        return stored.pin_memory() if self.device.type == "cuda" else stored
+    def _points(self, view: View) -> Tensor:
+        points = transform(view.matrix, self.data.points[view.rows])
+        return torch.where(view.flip[:, None, None], points[:, _MIRRORED], points)
 
-    def _view(self, photos: _Photos) -> tuple[Tensor, Tensor]:
-        points = transform(photos.matrix, self.data.points[photos.rows])
-        points = torch.where(photos.flip[:, None, None], points[:, _MIRRORED], points)
-        if photos.stored is not None:
-            stored = photos.stored.to(self.device, non_blocking=True)
-        else:
-            assert self.photos is not None
-            stored = self.photos[photos.rows]
-        images = cut(stored, photos.matrix.to(self.device), self.size)
-        return recolor(images, photos.color, self.augment.color), points.to(self.device)
-
-
-def _on_device(data: Crops, device: torch.device) -> Tensor | None:
-    """All photos on the GPU if they fit, ``(M, 3, S, S) uint8``; None: they stay where they are."""
-    if device.type != "cuda":
-        return None
-    needed = sum(shard.numel() for shard in data.images)
-    free, _ = torch.cuda.mem_get_info(device)
-    if needed > _ON_DEVICE * free:
-        return None
-    return torch.cat([shard.to(device) for shard in data.images])
+    def _view(self, side: _Side) -> Tensor:
+        return recolor(self.store.show(side.view, self.size), side.color, self.augment.color)

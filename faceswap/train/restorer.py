@@ -6,7 +6,10 @@ discriminator keep it from averaging, a recogniser keeps the person the same.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +21,9 @@ from faceswap.models.centerface import CenterFace
 from faceswap.models.restorer import Restorer
 from faceswap.train.clean import sharpness
 from faceswap.train.config import RestorerRunConfig
-from faceswap.train.data import Crops, jitter_color
-from faceswap.train.degrade import worsen
+from faceswap.train.data import Crops, recolor
 from faceswap.train.judges import IdentityJudge
-from faceswap.train.loop import Task, check_finite
+from faceswap.train.loop import Task, autocast, check_finite
 from faceswap.train.losses import (
     feature_loss,
     gradient_loss,
@@ -31,13 +33,15 @@ from faceswap.train.losses import (
 )
 from faceswap.train.patch import PatchDiscriminator
 from faceswap.train.preview import save_sheet
+from faceswap.train.transfer import feed_of, moved
+from faceswap.train.views import Store
+from faceswap.train.wear import Wear, draw_wear, worsen
 
 _TAPS = (0, 3, 6)  # items of CenterFace's trunk that are compared: strides 2, 4, 8
 _JUDGED = 4  # views of a batch that the recogniser looks at; all of them would take half the time
 _SHEET = 8  # held-back faces in a preview
 _MIRRORED = (1, 0, 2, 4, 3)  # the five points of a mirrored face
 _COLOR = 0.1  # largest change of brightness, contrast, saturation
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Features:
@@ -57,6 +61,30 @@ class Features:
         return maps
 
 
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """n views before they are cut out of the stored crops.
+
+    A window begins at whole pixels, so that the aim is as sharp as what is stored.
+    """
+
+    rows: Tensor  # (n,) int64
+    stored: Tensor | None  # (n, 3, C, C) uint8; None: they are on the device
+    squares: tuple[tuple[int, int, int], ...]  # n of left, top, side in px of the crop
+    side: int  # S of the views, px; never larger than the windows
+    points: Tensor  # (n, 5, 2) float32, view px
+    flip: Tensor  # (n,) bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """A batch before its views are made."""
+
+    windows: Windows
+    color: Tensor  # (n, 6) random numbers of `recolor`
+    wear: Wear
+
+
 class Views:
     """Draws sharp views of the faces that are sharp enough to be an aim.
 
@@ -64,8 +92,8 @@ class Views:
         ConfigError: a side larger than the stored crops, or no photo that sharp.
     """
 
-    def __init__(self, data: Crops, config: RestorerRunConfig) -> None:
-        self.data, self.config = data, config
+    def __init__(self, data: Crops, config: RestorerRunConfig, device: torch.device) -> None:
+        self.data, self.config, self.device = data, config, device
         if max(config.sides) > data.size:
             raise ConfigError(
                 f"sides: {max(config.sides)} px, but the crops of {config.data} are {data.size} "
@@ -83,48 +111,60 @@ class Views:
             )
         if not len(self.held):
             self.held = self.rows
+        self.store = Store(data, device)
 
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Views ``(N, 3, S, S)`` in [0, 1] and their five points ``(N, 5, 2)`` in view px.
+    def draw(self, generator: torch.Generator) -> _Draw:
+        """Views of a step, and what is wrong with them.
 
-        S is one of the config's sides; N is the batch size at the smallest, fewer by area above.
+        Their side is one of the config's; they are as many as the batch size at the smallest, fewer
+        by area above.
         """
         sides = self.config.sides
         side = sides[int(torch.randint(len(sides), (1,), generator=generator))]
         n = max(1, round(self.config.batch_size * (min(sides) / side) ** 2))
         rows = self.rows[torch.randint(len(self.rows), (n,), generator=generator)]
-        views, points = self.cut(rows, side, generator)
-        flip = torch.rand(n, generator=generator) < 0.5
-        views = torch.where(flip.view(-1, 1, 1, 1), views.flip(3), views)
-        mirrored = points[:, list(_MIRRORED)]
-        mirrored = torch.stack([side - 1 - mirrored[..., 0], mirrored[..., 1]], -1)
-        points = torch.where(flip.view(-1, 1, 1), mirrored, points)
-        return jitter_color(views, _COLOR, generator), points
+        windows = self.windows(rows, side, generator)
+        color = torch.rand(n, 6, generator=generator)
+        return _Draw(windows, color, draw_wear(n, side, self.config.damage, generator))
 
-    def cut(
-        self, rows: Tensor, side: int, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Windows of the stored crops, made smaller but never larger; central without generator.
-
-        A window begins at whole pixels, so that the aim is as sharp as what is stored.
-        """
+    def windows(self, rows: Tensor, side: int, generator: torch.Generator | None = None) -> Windows:
+        """Windows of the stored crops; central and not mirrored without a generator."""
         size = self.data.size
         least = max(side, round(size / self.data.margin))
-        views, points = [], []
+        squares, points = [], []
         for row in rows:
             window, left, top = least, (size - least) // 2, (size - least) // 2
             if generator is not None:
                 window = least + int(torch.randint(size - least + 1, (1,), generator=generator))
                 spare = size - window + 1
                 left, top = torch.randint(spare, (2,), generator=generator).tolist()
-            image = self.data.pixels(row[None])[..., top : top + window, left : left + window]
-            view = image.float() / 255
+            squares.append((left, top, window))
+            at = self.data.points[row] - torch.tensor([left, top])
+            points.append((at + 0.5) * side / window - 0.5)
+        flip = torch.zeros(len(rows), dtype=torch.bool)
+        if generator is not None:
+            flip = torch.rand(len(rows), generator=generator) < 0.5
+        five = torch.stack(points)
+        mirrored = five[:, list(_MIRRORED)]
+        mirrored = torch.stack([side - 1 - mirrored[..., 0], mirrored[..., 1]], -1)
+        five = torch.where(flip.view(-1, 1, 1), mirrored, five)
+        return Windows(rows, self.store.read(rows), tuple(squares), side, five, flip)
+
+    def show(self, windows: Windows) -> Tensor:
+        """Views ``(n, 3, S, S)`` float in [0, 1] of windows, both on the device."""
+        side, views = windows.side, []
+        crops = self.store.crops(windows.rows, windows.stored)
+        for crop, (left, top, window) in zip(crops.split(1), windows.squares, strict=True):
+            view = crop[..., top : top + window, left : left + window].float() / 255
             if window != side:
                 view = F.interpolate(view, size=(side, side), mode="bicubic", antialias=True)
             views.append(view.clamp(0, 1))
-            at = self.data.points[row] - torch.tensor([left, top])
-            points.append((at + 0.5) * side / window - 0.5)
-        return torch.cat(views), torch.stack(points)
+        images = torch.cat(views)
+        return torch.where(windows.flip.view(-1, 1, 1, 1), images.flip(3), images)
+
+    def still(self, rows: Tensor, side: int) -> Tensor:
+        """The middle of crops, ``(n, 3, side, side)`` float in [0, 1], on the device."""
+        return self.show(moved(self.windows(rows, side), self.device))
 
 
 class _Players:
@@ -137,11 +177,9 @@ class _Players:
         self.critic = PatchDiscriminator().to(device)
         self.features = Features(device) if config.losses.features else None
         self.judge = IdentityJudge(config.encoders, device) if config.losses.identity else None
-        self.dtype = _DTYPES[config.precision]
 
-    def autocast(self) -> torch.autocast:
-        on = self.dtype != torch.float32
-        return torch.autocast(self.device.type, self.dtype if on else torch.bfloat16, enabled=on)
+    def autocast(self) -> AbstractContextManager[Any]:
+        return autocast(self.config.precision, self.device)
 
     def restore(self, damaged: Tensor) -> Tensor:
         with self.autocast():
@@ -188,7 +226,8 @@ def build(config: RestorerRunConfig, data: Crops, device: torch.device) -> Task:
     """The restorer task on a prepared folder."""
     if config.precision == "fp16":
         raise ConfigError("precision: fp16 would need loss scaling here; use bf16 or fp32")
-    views, players = Views(data, config), _Players(config, device)
+    views, players = Views(data, config, device), _Players(config, device)
+    feed = feed_of(views.draw, config, device, data.wait)
     on = config.losses
     optimizers = {
         "restorer": torch.optim.AdamW(
@@ -200,13 +239,13 @@ def build(config: RestorerRunConfig, data: Crops, device: torch.device) -> Task:
     }
 
     def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        truth, points = views.draw(generator)
-        damaged = worsen(truth, config.damage, generator)
-        truth, damaged, points = truth.to(device), damaged.to(device), points.to(device)
+        drawn = moved(feed.take(index, generator), device)
+        truth = recolor(views.show(drawn.windows), drawn.color, _COLOR)
+        damaged = worsen(truth, drawn.wear)
         players.net.train()
         restored = players.restore(damaged)
         late = bool(on.adversarial) and index >= on.adversarial_from
-        terms = players.losses(restored, truth, points, late)
+        terms = players.losses(restored, truth, drawn.windows.points, late)
         check_finite(terms)
         total = torch.stack([getattr(on, name) * term for name, term in terms.items()]).sum()
         optimizers["restorer"].zero_grad()
@@ -226,9 +265,11 @@ def build(config: RestorerRunConfig, data: Crops, device: torch.device) -> Task:
     @torch.no_grad()
     def preview(average: nn.Module, path: Path) -> None:
         """Photo, what became of it, and the restored photo, of people held back."""
-        truth, _ = views.cut(views.held[:_SHEET], max(config.sides))
-        damaged = worsen(truth, config.damage, torch.Generator().manual_seed(1))
-        restored = average.eval()(damaged.to(device))
+        truth = views.still(views.held[:_SHEET], max(config.sides))
+        random = torch.Generator().manual_seed(1)
+        wear = draw_wear(len(truth), max(config.sides), config.damage, random)
+        damaged = worsen(truth, moved(wear, device))
+        restored = average.eval()(damaged)
         save_sheet(path, [truth, damaged, restored])
 
     def export(average: nn.Module, out: Path) -> None:

@@ -6,7 +6,7 @@ What is drawn into one is `faceswap.train.collage`; here scenes become a batch, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor
 from faceswap.errors import MediaError
 from faceswap.train.collage import Collage, Material
 from faceswap.train.data import jitter_color
-from faceswap.train.degrade import blur, degrade, jpeg
+from faceswap.train.degrade import degrade, draw_coarse
 from faceswap.train.photos import decode, find_photos
+from faceswap.train.wear import filter_each, jpeg, kernels
 
 _FREE = ("coffee", "brick", "grass", "gravel", "rocket", "chelsea", "colorwheel", "page", "text")
 
@@ -30,10 +31,6 @@ class Scenes:
     box: Tensor  # (N, 4) float32, x0 y0 x1 y1
     points: Tensor  # (N, 5, 2) float32
     counts: Tensor  # (N,) bool; False: too small or too hidden to be asked for, or not to be
-
-    def to(self, device: torch.device) -> Scenes:
-        """The pictures on a device; labels stay where they are."""
-        return replace(self, images=self.images.to(device))
 
 
 def load_backgrounds(folder: str) -> list[Tensor]:
@@ -94,7 +91,9 @@ def _taken_badly(scenes: Tensor, generator: torch.Generator) -> Tensor:
     if len(soft):
         much = torch.rand(len(soft), 3, generator=generator)
         thin = torch.where(much[:, 1] < 0.5, 1.0, 0.15)
-        scenes[soft] = blur(scenes[soft], 0.4 + 1.4 * much[:, 0], thin, much[:, 2] * math.pi)
-    scenes = degrade(scenes, 0.4, generator, smallest=0.6, noise=0.05)
+        kernel = kernels(0.4 + 1.4 * much[:, 0], thin, much[:, 2] * math.pi)
+        scenes[soft] = filter_each(scenes[soft], kernel)
+    coarse = draw_coarse(scenes.shape, 0.4, generator, smallest=0.6, noise=0.05)
+    scenes = degrade(scenes, coarse)
     quality = torch.where(u[:, 3] < 0.4, 25 + 65 * u[:, 4], 100.0)
-    return jpeg(scenes, quality.round().long())
+    return jpeg(scenes, quality.round().long().tolist())

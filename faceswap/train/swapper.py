@@ -9,6 +9,7 @@ recogniser, light from the target's low frequencies, realism from a small discri
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from faceswap.ops.guide import make_guide
 from faceswap.ops.shape import ShapeModel, fit_shape_model
 from faceswap.ops.topology import five_points
 from faceswap.train.config import TrainConfig
-from faceswap.train.data import Crops, cut, jitter_color, jitter_matrix, map_points
+from faceswap.train.data import Crops, cut, map_points, recolor
 from faceswap.train.label import load_recogniser
 from faceswap.train.loop import Task, autocast, check_finite
 from faceswap.train.losses import (
@@ -37,10 +38,13 @@ from faceswap.train.losses import (
 from faceswap.train.mesh import mirror_order
 from faceswap.train.patch import PatchDiscriminator
 from faceswap.train.preview import save_sheet
+from faceswap.train.transfer import feed_of, moved
+from faceswap.train.views import Jitter, Store, View
 from faceswap.types import Guide
 
 TEMPLATE = "ghost_frontal"
 DEFAULT_JUDGE = "lite-identity"  # of identity: cheap, and the evaluation's encoders stay apart
+JITTER = Jitter(rotation=6, scale=0.06, shift=0.02)
 WEIGHTS = {
     "rec": 8.0,
     "gradient": 4.0,
@@ -51,20 +55,28 @@ WEIGHTS = {
 }
 
 
-class _Batch:
-    """One batch, on the device."""
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """A batch of n pairs before its views are made."""
 
-    def __init__(
-        self,
-        target: Tensor,
-        mesh: Tensor,
-        guide: Guide,
-        shape: Tensor,
-        embedding: Tensor,
-        source: Tensor,
-    ) -> None:
-        self.target, self.mesh, self.guide, self.shape = target, mesh, guide, shape
-        self.embedding, self.source = embedding, source
+    source: View
+    source_mesh: Tensor  # (n, 478, 3) float32, view px
+    color: Tensor  # (n, 6) random numbers of `recolor`, of the sources
+    target: View
+    target_mesh: Tensor  # (n, 478, 3) float32, view px
+    embedding: Tensor  # (n, D) of the sources
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """A batch of n pairs, on the device."""
+
+    target: Tensor  # (n, 3, S, S) float in [0, 1]
+    mesh: Tensor  # (n, 478, 3) float32, of the target
+    guide: Guide
+    shape: Tensor  # (n, 478, 3) float32, of the swapped face
+    embedding: Tensor  # (n, D) of the source
+    source: Tensor  # (n, 3, R, R) float in [0, 1], as the recogniser wants it
 
 
 class Pairs:
@@ -139,11 +151,17 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     critic = PatchDiscriminator().to(device).to(memory_format=torch.channels_last)
     judge = load_recogniser(config.teachers.get("identity", DEFAULT_JUDGE), device)
     teacher, teacher_size = judge.model, judge.size
+    store = Store(data, device)
     weight = {**WEIGHTS, **config.losses}
-    rows = torch.nonzero(~data.held_back)[:, 0]
-    held = torch.nonzero(data.held_back)[:, 0]
+    rows, held = data.split()
     pairs = Pairs(data, rows)
-    model = fit_shape_model(data.mesh[rows], data.identity[rows], net.shape_basis.shape[0])
+    rank = net.shape_basis.shape[0]
+    if len(rows) < rank:
+        raise ConfigError(
+            f"{config.data}: {len(rows)} faces to train on, and the shape model takes {rank} or "
+            "more; prepare more photos or --set model.shape_rank=8"
+        )
+    model = fit_shape_model(data.mesh[rows], data.identity[rows], rank)
     net.shape_mean.copy_(model.mean)
     net.shape_basis.copy_(model.basis)
     net.shape_expression.copy_(model.expression)
@@ -158,34 +176,30 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         "critic": torch.optim.AdamW(critic.parameters(), lr=config.lr, betas=betas),
     }
 
-    def view(rows: Tensor, spread: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        flip = torch.rand(len(rows), generator=generator) < 0.5
-        matrix = jitter_matrix(
-            base[rows],
-            net.size,
-            rotation=6 * spread,
-            scale=0.06 * spread,
-            shift=0.02 * spread,
-            flip=flip,
-            generator=generator,
-        )
-        mesh = map_points(data.mesh[rows], matrix)
-        mesh = torch.where(flip[:, None, None], mesh[:, order], mesh)
-        return cut(data.pixels(rows), matrix, net.size), mesh
+    def side(rows: Tensor, generator: torch.Generator) -> tuple[View, Tensor]:
+        view = store.draw(rows, base[rows], net.size, JITTER, generator)
+        mesh = map_points(data.mesh[rows], view.matrix)
+        return view, torch.where(view.flip[:, None, None], mesh[:, order], mesh)
 
-    def draw(source: Tensor, target: Tensor, spread: float, generator: torch.Generator) -> _Batch:
-        xs, ms = view(source, spread, generator)
-        xt, mt = view(target, spread, generator)
-        xs = jitter_color(xs, 0.15 * spread, generator)
-        xs, ms, xt, mt = (x.to(device) for x in (xs, ms, xt, mt))
-        guide, shape = make_guide(model, xs, ms, xt, mt)
-        embedding = embeddings[source].to(device)
-        return _Batch(xt, mt, guide, shape, embedding, _to_recogniser(xs, ms, teacher_size))
+    def draw(generator: torch.Generator) -> _Draw:
+        source, target = pairs.draw(config.batch_size, generator)
+        sides = side(source, generator), side(target, generator)
+        color = torch.rand(config.batch_size, 6, generator=generator)
+        return _Draw(*sides[0], color, *sides[1], embeddings[source])
+
+    feed = feed_of(draw, config, device, data.wait)
+
+    def batch_of(drawn: _Draw) -> _Batch:
+        source = recolor(store.show(drawn.source, net.size), drawn.color, 0.15)
+        target = store.show(drawn.target, net.size)
+        guide, shape = make_guide(model, source, drawn.source_mesh, target, drawn.target_mesh)
+        seen = _to_recogniser(source, drawn.source_mesh, teacher_size)
+        return _Batch(target, drawn.target_mesh, guide, shape, drawn.embedding, seen)
 
     # Recogniser crops of strangers only: same-person pairs have pixels to follow.
 
     def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        batch = draw(*pairs.draw(config.batch_size, generator), 1.0, generator)
+        batch = batch_of(moved(feed.take(index, generator), device))
         half = config.batch_size // 2
         net.train()
         with autocast(config.precision, device):
@@ -232,23 +246,19 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
 
     sheet_generator = torch.Generator().manual_seed(5)
     sheet = held[torch.randperm(len(held), generator=sheet_generator)[:16]]
+    half = len(sheet) // 2
 
     @torch.no_grad()
     def preview(average: nn.Module, path: Path) -> None:
         average.eval()
-        source, target = sheet[:8], sheet[8:]
-        xs, ms = (
-            cut(data.pixels(source), base[source], net.size),
-            map_points(data.mesh[source], base[source]),
-        )
-        xt, mt = (
-            cut(data.pixels(target), base[target], net.size),
-            map_points(data.mesh[target], base[target]),
-        )
-        guide, _ = make_guide(model, xs.to(device), ms.to(device), xt.to(device), mt.to(device))
-        swapped = average(xt.to(device), embeddings[source].to(device), guide)
-        warp = guide.region * guide.image + (1 - guide.region) * xt.to(device)
-        save_sheet(path, [xs, xt, warp.cpu(), swapped.cpu()])
+        rows = sheet[:half], sheet[half : 2 * half]
+        meshes = [map_points(data.mesh[each], base[each]).to(device) for each in rows]
+        views = [moved(store.still(each, base[each]), device) for each in rows]
+        source, target = (store.show(view, net.size) for view in views)
+        guide, _ = make_guide(model, source, meshes[0], target, meshes[1])
+        swapped = average(target, embeddings[rows[0]].to(device), guide)
+        warp = guide.region * guide.image + (1 - guide.region) * target
+        save_sheet(path, [source, target, warp, swapped])
 
     def export(average: nn.Module, out: Path) -> None:
         decided = decide(average)

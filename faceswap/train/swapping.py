@@ -27,6 +27,7 @@ from faceswap.train.loop import autocast
 from faceswap.train.pairs import TEMPLATE, Draw, PairSampler
 from faceswap.train.parallel import Group, share_norms
 from faceswap.train.preview import save_sheet
+from faceswap.train.transfer import feed_of
 
 SHEET = 8  # pairs of a preview
 
@@ -126,13 +127,11 @@ def make_sampler(
 
 def make_feed(config: SwapRunConfig, sampler: PairSampler) -> Feed[Draw]:
     """Draws of the sampler, made ahead by the configured workers."""
-    workers = config.workers if sampler.photos is None else 0
-    return Feed(
+    return feed_of(
         lambda generator: sampler.draw(config.batch_size, generator),
-        seed=config.seed,
-        workers=workers,
-        ahead=config.ahead,
-        wait=sampler.data.wait,
+        config,
+        sampler.device,
+        sampler.data.wait,
     )
 
 
