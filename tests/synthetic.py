@@ -16,6 +16,7 @@ from faceswap.models.identity import IdentityNet
 from faceswap.ops.geometry import TEMPLATES
 from faceswap.ops.topology import FACE_OVAL
 from faceswap.train import loop
+from faceswap.train.task import Task
 
 SIZE, MARGIN = 64, 1.6
 
@@ -97,7 +98,7 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch, train: Callable[[], ob
     """Run a training that dies where it would write the checkpoint of a step."""
     real = loop.save_checkpoint
 
-    def killed(path: Path, task: loop.Task, at: int, **given: Any) -> None:
+    def killed(path: Path, task: Task, at: int, **given: Any) -> None:
         if at == step:
             raise KeyboardInterrupt
         real(path, task, at, **given)

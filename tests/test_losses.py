@@ -9,6 +9,8 @@ import torch
 
 from faceswap.train import losses
 from faceswap.train.config import AeiConfig, AeiLosses
+from faceswap.train.identity import distillation_loss
+from faceswap.train.mesh import mesh_loss
 
 
 def picture(value: float, n: int = 1, side: int = 4) -> torch.Tensor:
@@ -39,6 +41,31 @@ def test_identity_loss_of_equal_orthogonal_and_opposite():
     source = torch.tensor([[2.0, 0], [1, 0], [1, 0]])
     swapped = torch.tensor([[5.0, 0], [0, 3], [-1, 0]])
     close(losses.identity_loss(swapped, source), (0 + 1 + 2) / 3)
+
+
+def test_leak_loss_forgives_a_little_likeness():
+    swapped = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    target = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
+    close(losses.leak_loss(swapped, target), 0.9 / 3)
+
+
+def test_distillation_sees_directions_and_the_angles_between_them():
+    student = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    teacher = torch.tensor([[1.0, 0.0], [2.0, 2.0]])  # the second one is 45 degrees off
+    direction, relation = distillation_loss(student, teacher)
+    close(direction, (1 - math.sqrt(0.5)) / 2)
+    close(relation, 0.5)  # cosines 0 and sqrt(1/2), both ways; the diagonal does not count
+
+
+def test_mesh_loss_in_eye_distances():
+    target = torch.zeros(1, 478, 3)
+    target[:, 263, 0] = 10.0  # eye distance 10
+    loss, error = mesh_loss(target + torch.tensor([1.0, 2, 10]), target, torch.ones(478))
+    close(loss, (1 + 2 + 0.3 * 10) / 10)
+    close(error, math.sqrt(5) / 10)
+    target[:, 152, 1] = 50.0  # a profile: the face's height counts, 0.4 of it
+    loss, _ = mesh_loss(target + torch.tensor([1.0, 2, 10]), target, torch.ones(478))
+    close(loss, 6 / 20)
 
 
 def test_tone_loss_is_the_difference_of_means():

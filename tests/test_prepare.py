@@ -291,6 +291,20 @@ def test_a_killed_run_goes_on(folder, tmp_path, networks, monkeypatch):
     assert data.pixels(torch.tensor([5])).shape == (1, 3, 64, 64)
 
 
+def test_several_processes_share_the_parts(tmp_path, lite_pack, monkeypatch):
+    """With the networks that are used for real, which each process loads."""
+    for i in range(4):
+        save(tmp_path / "photos" / "ann" / f"{i}.png", i, size=(96, 70))
+    monkeypatch.setattr(module, "PART", 2)
+    lines: list[str] = []
+    with pytest.raises(NoFaceError, match="no usable face in 4 photos: 4 small"):
+        prepare([tmp_path / "photos"], tmp_path / "out", workers=2, report=lines.append)
+    assert [line.split(",")[0] for line in lines[1:]] == [
+        "part 1 of 2: part-000000.safetensors",
+        "part 2 of 2: part-000001.safetensors",
+    ]
+
+
 def test_other_settings_do_not_mix(folder, tmp_path, networks, monkeypatch):
     out = tmp_path / "out"
     monkeypatch.setattr(module, "_make_part", lambda job: 1 / 0)

@@ -10,9 +10,9 @@ from test_train_loop import metrics, settings
 
 from faceswap.train.config import AeiConfig
 from faceswap.train.data import load_crops
-from faceswap.train.loop import NonFiniteLossError
 from faceswap.train.pairs import PairSampler
 from faceswap.train.run import run_training
+from faceswap.train.task import NonFiniteLossError
 
 pytestmark = [
     pytest.mark.cuda,

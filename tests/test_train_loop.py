@@ -21,10 +21,10 @@ from faceswap.models.fused import fuse
 from faceswap.train import judges
 from faceswap.train.config import AeiConfig, DistillConfig, RunConfig, load_train_config
 from faceswap.train.data import load_crops
-from faceswap.train.loop import NonFiniteLossError
 from faceswap.train.pairs import PairSampler
 from faceswap.train.parallel import Group, SharedBatchNorm, share_norms
 from faceswap.train.run import build_task, run_training
+from faceswap.train.task import NonFiniteLossError
 
 ROOT = Path(__file__).parents[1]
 TINY = {

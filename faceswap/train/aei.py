@@ -20,7 +20,6 @@ from faceswap.train.config import AeiConfig
 from faceswap.train.critics import IdentityCritic, PairClassifier
 from faceswap.train.data import Crops
 from faceswap.train.judges import EyeJudge, IdentityJudge, mean_embedding
-from faceswap.train.loop import Task, Term, add_terms, check_finite
 from faceswap.train.losses import (
     attribute_loss,
     cycle_loss,
@@ -45,6 +44,7 @@ from faceswap.train.swapping import (
     make_preview,
     make_sampler,
 )
+from faceswap.train.task import Task, Term, add_terms, check_finite
 from faceswap.train.transfer import sent
 
 

@@ -22,10 +22,10 @@ from faceswap.train.collage import Material
 from faceswap.train.config import DetectorConfig
 from faceswap.train.crowd import shows_others
 from faceswap.train.data import Crops, load_crops
-from faceswap.train.loop import Task, autocast, check_finite
 from faceswap.train.preview import save_sheet
 from faceswap.train.processes import Elsewhere
 from faceswap.train.scenes import draw_scenes, load_backgrounds
+from faceswap.train.task import Task, autocast, check_finite
 from faceswap.train.transfer import feed_of, moved
 
 _SHEET = 8  # scenes of a preview

@@ -15,7 +15,6 @@ from faceswap.models.aei import AEINet
 from faceswap.train.config import DistillConfig
 from faceswap.train.data import Crops
 from faceswap.train.judges import IdentityJudge, mean_embedding
-from faceswap.train.loop import Task, Term, add_terms, check_finite
 from faceswap.train.losses import attribute_loss
 from faceswap.train.parallel import ALONE, Group
 from faceswap.train.swapping import (
@@ -27,6 +26,7 @@ from faceswap.train.swapping import (
     make_preview,
     make_sampler,
 )
+from faceswap.train.task import Task, Term, add_terms, check_finite
 
 
 def load_teacher(config: DistillConfig, judge: IdentityJudge, device: torch.device) -> AEINet:

@@ -1,6 +1,6 @@
 """The training loop every network here shares: one page of functions.
 
-A task (`faceswap.train.run.TASKS`) brings networks, optimisers and a step function; the loop brings
+A task (`faceswap.train.task`) brings networks, optimisers and a step function; the loop brings
 schedule, EMA, checkpoints, resume, time budget and the log. A batch is drawn from a generator
 seeded by (seed, step), so a run that was killed goes on with the very batches it would have seen.
 """
@@ -8,53 +8,25 @@ seeded by (seed, step), so a run that was killed goes on with the very batches i
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 import yaml
 from torch import nn
 
-from faceswap.errors import ConfigError, FaceSwapError, WeightError
-from faceswap.models import DTYPES
-from faceswap.train.feed import Share, Wait, step_seed
+from faceswap.errors import ConfigError
+from faceswap.train.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
+from faceswap.train.feed import Share, step_seed
 from faceswap.train.parallel import ALONE, Group
 from faceswap.train.record import Record
-
-CHECKPOINT = "last.pt"
-Term = float | torch.Tensor  # a loss term: a number, or a tensor of one
-
-
-class NonFiniteLossError(FaceSwapError, ArithmeticError):
-    """A loss term became NaN or infinite; the step was not taken."""
-
-
-@dataclass(slots=True)
-class Task:
-    """What is trained: everything with state, and one function that takes a step."""
-
-    networks: dict[str, nn.Module]
-    optimizers: dict[str, torch.optim.Optimizer]
-    # (step, generator seeded for that step) -> loss terms by name; does backward and steps itself.
-    # Terms may stay on the device: reading each would make the CPU wait for it.
-    step: Callable[[int, torch.Generator], Mapping[str, Term]]
-    ema: str  # the network an exponential moving average is kept of
-    export: Callable[[nn.Module, Path], None]  # writes that average for use
-    preview: Callable[[nn.Module, Path], None] | None = None
-    averages: dict[str, nn.Module] = field(default_factory=dict)
-    scalers: dict[str, torch.amp.GradScaler] = field(default_factory=dict)  # of fp16
-    archs: dict[str, str] = field(default_factory=dict)  # architecture -> the network it is here
-    config: dict[str, Any] = field(default_factory=dict)  # what made it, kept in checkpoints
-    wait: Wait = field(default_factory=Wait)  # time the steps spent without data
+from faceswap.train.task import Task, Term, add_terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,111 +53,6 @@ class Schedule:
         return self.lr * (self.final + (1 - self.final) * cosine)
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Networks run in a precision ("fp32", "bf16", "fp16") inside."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, DTYPES[precision])
-
-
-def check_finite(terms: dict[str, torch.Tensor]) -> None:
-    """Raise before a step is taken with a loss that is not a number.
-
-    Raises:
-        NonFiniteLossError: names the terms.
-    """
-    values = torch.stack([value.detach().float() for value in terms.values()])
-    if not bool(torch.isfinite(values).all()):  # one wait for the device, whatever their number
-        bad = [name for name, value in terms.items() if not bool(torch.isfinite(value))]
-        raise NonFiniteLossError(
-            f"loss is not finite: {', '.join(bad)}; lower the learning rate or that term's weight"
-        )
-
-
-def save_checkpoint(
-    path: Path, task: Task, step: int, *, sums: Mapping[str, Term] | None = None, keep: int = 1
-) -> None:
-    """Full state, written beside the old file and then renamed over it.
-
-    Args:
-        path: the newest checkpoint.
-        task: what is saved.
-        step: the step to go on with.
-        sums: loss terms since the last line of the log.
-        keep: older ones stay as ``step-N.pt`` until there are that many.
-
-    Raises:
-        WeightError: it cannot be written; the old file is as it was.
-    """
-    state = {
-        "step": step,
-        "networks": {k: v.state_dict() for k, v in task.networks.items()},
-        "averages": {k: v.state_dict() for k, v in task.averages.items()},
-        "optimizers": {k: v.state_dict() for k, v in task.optimizers.items()},
-        "scalers": {k: v.state_dict() for k, v in task.scalers.items()},
-        "rng": torch.get_rng_state(),
-        "sums": {name: float(value) for name, value in (sums or {}).items()},
-        "config": task.config,
-    }
-    part = path.with_suffix(".part")
-    try:
-        torch.save(state, part)
-        os.replace(part, path)
-        if keep > 1:
-            shutil.copyfile(path, path.with_name(f"step-{step:07d}.pt"))
-            for old in sorted(path.parent.glob("step-*.pt"))[:-keep]:
-                old.unlink()
-    except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
-        reason = str(error).splitlines()[0]
-        if path.exists():
-            after = "the one before it is kept, go on with --resume when there is room"
-        else:
-            after = "there is none before it, begin again where there is room"
-        raise WeightError(
-            f"{path}: the checkpoint of step {step} cannot be written ({reason}); {after}"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def load_checkpoint(path: Path, task: Task) -> tuple[int, dict[str, float]]:
-    """Restore everything `save_checkpoint` wrote.
-
-    Returns:
-        The step to go on with, and the loss terms summed since the last line of the log.
-
-    Raises:
-        ConfigError: the checkpoint is of another architecture.
-    """
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    try:
-        for name, network in task.networks.items():
-            network.load_state_dict(state["networks"][name])
-        for name, average in task.averages.items():
-            average.load_state_dict(state["averages"][name])
-        for name, optimizer in task.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        for name, scaler in task.scalers.items():
-            scaler.load_state_dict(state.get("scalers", {}).get(name, {}) or scaler.state_dict())
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = _otherwise(state.get("config", {}), task.config) or " ".join(str(error).split())
-        raise ConfigError(
-            f"{path}: made by another architecture or task ({reason[:160]}); resume with the "
-            "settings it was begun with, or begin a new run with another --out"
-        ) from error
-    torch.set_rng_state(state["rng"])
-    return int(state["step"]), state.get("sums", {})
-
-
-def _otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Which settings of the networks differ, in words; "" if none does."""
-    keys = ("task", "encoders", "critic_width", "teacher")
-    pairs = {key: (before.get(key), now.get(key)) for key in keys}
-    old, new = before.get("model") or {}, now.get("model") or {}
-    pairs |= {f"model.{key}": (old.get(key), new.get(key)) for key in {**old, **new}}
-    return ", ".join(f"{k} was {a}, is {b}" for k, (a, b) in pairs.items() if a != b)
-
-
 def _update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
     with torch.no_grad():
         pairs = zip(average.state_dict().values(), network.state_dict().values(), strict=True)
@@ -194,14 +61,6 @@ def _update_average(average: nn.Module, network: nn.Module, decay: float) -> Non
                 old.lerp_(new, 1 - decay)
             else:
                 old.copy_(new)
-
-
-def add_terms(sums: dict[str, Term], terms: Mapping[str, Term], share: float = 1.0) -> None:
-    """Add a share of loss terms to their sums, which stay where the terms are."""
-    for name, value in terms.items():
-        # In fp64, as a number read from the device would be added.
-        mine = value.detach().double() if isinstance(value, torch.Tensor) else value
-        sums[name] = sums.get(name, 0.0) + mine * share
 
 
 def set_rates(task: Task, rate: float) -> None:

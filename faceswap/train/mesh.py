@@ -22,7 +22,7 @@ from faceswap.ops.geometry import align
 from faceswap.train.config import TrainConfig
 from faceswap.train.data import Crops, jitter_matrix, map_points, recolor
 from faceswap.train.degrade import Coarse, degrade, draw_coarse
-from faceswap.train.loop import Task, autocast, check_finite
+from faceswap.train.task import Task, autocast, check_finite
 from faceswap.train.transfer import feed_of, moved
 from faceswap.train.views import Jitter, Store, View
 

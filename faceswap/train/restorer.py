@@ -23,7 +23,6 @@ from faceswap.train.clean import sharpness
 from faceswap.train.config import RestorerRunConfig
 from faceswap.train.data import Crops, recolor
 from faceswap.train.judges import IdentityJudge
-from faceswap.train.loop import Task, autocast, check_finite
 from faceswap.train.losses import (
     feature_loss,
     gradient_loss,
@@ -33,6 +32,7 @@ from faceswap.train.losses import (
 )
 from faceswap.train.patch import PatchDiscriminator
 from faceswap.train.preview import save_sheet
+from faceswap.train.task import Task, autocast, check_finite
 from faceswap.train.transfer import feed_of, moved
 from faceswap.train.views import Store
 from faceswap.train.wear import Wear, draw_wear, worsen

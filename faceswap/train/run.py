@@ -13,8 +13,9 @@ from faceswap.errors import ConfigError
 from faceswap.models.checkpoint import fill, read_checkpoint
 from faceswap.train.config import RunConfig
 from faceswap.train.data import load_crops
-from faceswap.train.loop import Schedule, Task, train
+from faceswap.train.loop import Schedule, train
 from faceswap.train.parallel import Group, join_group
+from faceswap.train.task import Task
 
 # task -> module with `build(config, data, device, group) -> Task`; the lite tasks take no group
 TASKS = {

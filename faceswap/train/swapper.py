@@ -25,7 +25,6 @@ from faceswap.ops.topology import five_points
 from faceswap.train.config import TrainConfig
 from faceswap.train.data import Crops, cut, map_points, recolor
 from faceswap.train.label import load_recogniser
-from faceswap.train.loop import Task, autocast, check_finite
 from faceswap.train.losses import (
     gradient_loss,
     hinge_discriminator,
@@ -38,6 +37,7 @@ from faceswap.train.losses import (
 from faceswap.train.mesh import mirror_order
 from faceswap.train.patch import PatchDiscriminator
 from faceswap.train.preview import save_sheet
+from faceswap.train.task import Task, autocast, check_finite
 from faceswap.train.transfer import feed_of, moved
 from faceswap.train.views import Jitter, Store, View
 from faceswap.types import Guide

@@ -23,10 +23,10 @@ from faceswap.train.config import SwapRunConfig
 from faceswap.train.data import Crops, map_points
 from faceswap.train.feed import Feed
 from faceswap.train.judges import IdentityJudge, mean_embedding
-from faceswap.train.loop import autocast
 from faceswap.train.pairs import TEMPLATE, Draw, PairSampler
 from faceswap.train.parallel import Group, share_norms
 from faceswap.train.preview import save_sheet
+from faceswap.train.task import autocast
 from faceswap.train.transfer import feed_of
 
 SHEET = 8  # pairs of a preview
