@@ -27,3 +27,14 @@ def lite_pack() -> weights.Pack:
     if not all(weights.present(name) for name in pack.weights):
         pytest.skip("lite pack not trained yet")
     return pack
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny networks are slower on two threads than on one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -22,6 +22,8 @@ from faceswap.train.feed import step_seed
 from faceswap.train.parallel import ALONE
 from faceswap.train.run import build_task, run_training
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COMMON = {"batch_size": 4, "steps": 2, "warmup": 2, "log_every": 1, "save_every": 2, "keep": 1}
 ALL_LOSSES = dict.fromkeys(SCHEMAS["aei"]().losses.model_dump(), 0.1)  # type: ignore[attr-defined]
 GAN = {"model": {"size": 32, "width": 0.125, "num_blocks": 1, "mask_head": True}}
@@ -68,14 +70,6 @@ TASKS: dict[str, dict[str, Any]] = {
 WAITS = {"swapper": 2, "aei": 2, "restorer": 5}
 # Learning rates and the like; JPEG's pictures: 4 of 64 px twice, and where each window is.
 WORK = {"restorer": 2 * 4 * 3 * 64 * 64 + 2000}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -33,16 +33,10 @@ from faceswap.train.run import run_training
 from faceswap.train.scenes import Scenes, draw_scenes, load_backgrounds
 from faceswap.types import Faces
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).parents[1]
 SMALL = {"widths": (8, 8, 8, 8, 8), "depths": (1, 1, 1), "neck": 8}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,8 @@ from faceswap.train.parallel import Group, SharedBatchNorm, share_norms
 from faceswap.train.run import build_task, run_training
 from faceswap.train.task import NonFiniteLossError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).parents[1]
 TINY = {
     "model": {"size": 32, "width": 0.125, "num_blocks": 1},
@@ -38,14 +40,6 @@ TINY = {
     "steps": 4,
     "same_person": 0.5,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,8 @@ class RunConfig(Settings):
     seed: int = 0
     """Of weights and batches."""
     workers: int = Field(2, ge=0)
-    """Threads that make batches ready ahead of the step that needs them; 0: none."""
+    """Threads that draw batches ahead of the step that needs them; 0: none. Where scenes are
+    composed for a GPU (task detector) they are processes: as many as there are cores to spare."""
     ahead: int = Field(4, ge=1)
     """Batches they may be ahead."""
     init: tuple[str, ...] = ()
