@@ -185,7 +185,6 @@ def test_a_run_on_a_card_leaves_what_one_on_a_cpu_leaves(home, tmp_path, monkeyp
 FIRST = {
     "identity": {"cosine": 0.245496, "relation": 0.261982, "ranking": 4.939725},
     "mesh": {"points": 0.207265, "presence": 0.742684, "error_%": 14.793623},
-    "swapper": {"rec": 0.020322, "gradient": 0.022610, "tone": 0.006148, "leak": 0.899770},
     "restorer": {"left_alone": 0.020310, "gradient": 0.033462, "features": 0.253766},
     "detector": {"score": 0.684434, "box": 0.524492, "points": 0.174101},
 }
