@@ -297,12 +297,15 @@ class Swapper:
                 crops = self._match_color(crops, target, mask, rows, settle)
                 if opacity is not None:
                     mask = mask * opacity[rows].view(-1, 1, 1, 1)
+                mask = mask * self.config.blend.alpha
             parts.setdefault(size, []).append((rows, crops, mask))
         with self._stage("paste"):
             for size, done in parts.items():
-                rows, crops, mask = (torch.cat(each) for each in zip(*done, strict=True))
+                rows = torch.cat([each for each, _, _ in done])
                 at = alignment[rows].scaled(size / alignment.size)
-                frames = paint(frames, faces.frame[rows], at, crops, mask * self.config.blend.alpha)
+                layers = [crop for _, several, _ in done for crop in several]
+                shown = [mask for _, _, several in done for mask in several]
+                frames = paint(frames, faces.frame[rows], at, layers, shown)
         return frames
 
     def sides(

@@ -46,6 +46,17 @@ def test_the_larger_of_two_overlapping_faces_is_on_top() -> None:
     assert not pasted[0].any()
 
 
+def test_crops_in_a_list_are_pasted_as_in_one_tensor() -> None:
+    frames = (255 * pictures(2)).byte()
+    crops, mask = pictures(5, seed=1), pictures(5, seed=2)[:, :1]
+    at = torch.arange(5.0)[:, None, None] * torch.tensor([[0.1, 0.0, -4.0], [0.0, 0.1, 3.0]])
+    alignment = Alignment(torch.eye(2, 3) + at, 48)
+    frame = torch.tensor([0, 1, 1, 0, 1])
+    whole = paint(frames, frame, alignment, crops, mask)
+    assert (whole != frames).any()
+    assert torch.equal(paint(frames, frame, alignment, [*crops], [*mask]), whole)
+
+
 def test_alpha_blend_is_exact_at_its_ends() -> None:
     under, over = pictures(2).split(1)
     ones = torch.ones(1, 1, 48, 48)

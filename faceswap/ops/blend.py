@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,12 +27,15 @@ def paint(
     frames: Tensor,  # (B, 3, H, W) uint8 RGB
     frame: Tensor,  # (N,) int64, which frame each face is in
     alignment: Alignment,
-    crops: Tensor,  # (N, 3, S, S) float in [0, 1]
-    mask: Tensor,  # (N, 1, S, S) float in [0, 1], how much of the crop shows
+    crops: Tensor | Sequence[Tensor],  # (N, 3, S, S) float in [0, 1], or N of (3, S, S)
+    mask: Tensor | Sequence[Tensor],  # (N, 1, S, S) or N of (1, S, S), how much of it shows
 ) -> Tensor:
     """Frames with all crops pasted, the smallest face first; only their rectangles change."""
     order = paint_order(1.0 / alignment.scale.clamp_min(1e-9))
-    return alignment[order].paste(frames, frame[order], crops[order], mask[order])
+    rows = order.tolist()  # views of the crops, which of many faces are large
+    return alignment[order].paste(
+        frames, frame[order], [crops[row] for row in rows], [mask[row] for row in rows]
+    )
 
 
 def alpha_blend(

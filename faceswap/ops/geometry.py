@@ -12,6 +12,7 @@ Crop and paste touch only the rectangle of each face (`faceswap.ops.warp`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -189,8 +190,8 @@ class Alignment:
         self,
         frames: Tensor,  # (B, 3, H, W) uint8, or float in [0, 1]
         frame: Tensor,  # (N,) int64, which frame each face is in
-        crops: Tensor,  # (N, 3, S, S) float in [0, 1]
-        mask: Tensor,  # (N, 1, S, S) float in [0, 1], how much of the crop shows
+        crops: Tensor | Sequence[Tensor],  # (N, 3, S, S) float in [0, 1], or N of (3, S, S)
+        mask: Tensor | Sequence[Tensor],  # (N, 1, S, S) or N of (1, S, S), how much of it shows
     ) -> Tensor:
         """Frames with the crops blended over them, in the given order; a new tensor.
 
@@ -200,18 +201,22 @@ class Alignment:
             ValueError: crops or mask are not S pixels a side (see `scaled`).
         """
         n, s = len(self), self.size
-        if crops.shape != (n, frames.shape[1], s, s) or mask.shape != (n, 1, s, s):
+        if not n:
+            return frames.clone()
+        got = [(len(each), *each[0].shape) for each in (crops, mask) if len(each)]
+        if got != [(n, frames.shape[1], s, s), (n, 1, s, s)]:
             raise ValueError(
                 f"Alignment.paste: expected crops {(n, frames.shape[1], s, s)} and mask "
-                f"{(n, 1, s, s)}, got {tuple(crops.shape)} and {tuple(mask.shape)}"
+                f"{(n, 1, s, s)}, got {' and '.join(map(str, got))}"
             )
         out = frames.clone()
         white = 255.0 if frames.dtype == torch.uint8 else 1.0
-        mask = mask.float()
-        layers = torch.cat((crops.float().clamp(0.0, 1.0) * (mask * white), mask), 1)
-        host = zip(self.matrix.tolist(), _extent(mask).tolist(), frame.tolist(), strict=True)
-        for layer, (matrix, extent, b) in zip(layers, host, strict=True):
-            if extent[2] >= extent[0]:
+        extents = _extent(mask if isinstance(mask, Tensor) else torch.stack([*mask])).tolist()
+        host = zip(self.matrix.tolist(), extents, frame.tolist(), strict=True)
+        for crop, shown, (matrix, extent, b) in zip(crops, mask, host, strict=True):
+            if extent[2] >= extent[0]:  # one by one: of many faces, all layers would be large
+                weight = shown.float()
+                layer = torch.cat((crop.float().clamp(0.0, 1.0) * (weight * white), weight))
                 blend_rectangle(out[b], layer, matrix, extent)
         return out
 
