@@ -576,7 +576,7 @@ def use_engine(config: SwapConfig, device: torch.device, *, video: bool) -> bool
 
 
 def _load_encoder(pack: weights.Pack, device: torch.device, *, fast: bool) -> IdentityEncoder:
-    """The pack's encoder; ``fast``: by onnxruntime, for 56 MiB; a clip asks who is who too rarely."""
+    """The pack's encoder; ``fast``: by onnxruntime, which takes 56 MiB; clips ask it too rarely."""
     model = load_model(pack.identity, device=device)
     if isinstance(model, IResNet):  # GHOST gives it its own swap crop, halved by the network
         return IdentityEncoder(fuse(model), template=pack.template, size=GHOST_MASK_SIDE)
