@@ -581,8 +581,8 @@ def _load_encoder(pack: weights.Pack, device: torch.device, *, fast: bool) -> Id
     if isinstance(model, IResNet):  # GHOST gives it its own swap crop, halved by the network
         return IdentityEncoder(fuse(model), template=pack.template, size=GHOST_MASK_SIDE)
     if fast and isinstance(model, IdentityNet):
-        return IdentityEncoder(IdentityEngine(model))
-    return IdentityEncoder(fuse(model))
+        return IdentityEncoder(IdentityEngine(model), mirrored=True)
+    return IdentityEncoder(fuse(model), mirrored=isinstance(model, IdentityNet))
 
 
 def load_landmarks(pack: weights.Pack, device: torch.device, *, fast: bool) -> Landmarker:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from faceswap.errors import ConfigError, FaceSwapError
 from faceswap.evaluate.intervals import estimate
 from faceswap.evaluate.report import finite
+from faceswap.faces.identity import IdentityEncoder
 from faceswap.models import load_model
 from faceswap.models.guided import GuidedAEINet
 from faceswap.models.mesh import MARGIN, TEMPLATE
@@ -82,7 +83,8 @@ def score_identity(data: Crops, net: nn.Module) -> dict[str, float | None]:
     size = int(net.size)  # type: ignore[arg-type]
     at = align(data.points[rows], size, template="arcface").matrix
     parts = zip(rows.split(PART), at.split(PART), strict=True)
-    embedding = torch.cat([net(cut(data.pixels(r), m, size)) for r, m in parts])
+    encoder = IdentityEncoder(net, mirrored=True)  # as the pipeline has it
+    embedding = torch.cat([encoder.embed(cut(data.pixels(r), m, size)) for r, m in parts])
     unit = F.normalize(embedding)
 
     def cosine(pairs: list[tuple[int, int]]) -> Tensor:

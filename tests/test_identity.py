@@ -125,3 +125,15 @@ def test_ranking_loss_is_the_divergence_of_two_rankings() -> None:
     loss = ranking_loss(student, teacher, gallery, temperature=0.5)
     assert float(loss) == pytest.approx(wanted, abs=1e-5)
     assert float(ranking_loss(3 * teacher, teacher, gallery)) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_mirror_image_counts_alike() -> None:
+    crops = torch.rand(3, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    encoder = IdentityEncoder(Pixels(112), mirrored=True)
+    found = encoder.embed(crops)
+    torch.testing.assert_close(found, encoder.embed(crops.flip(3)))
+    plain = IdentityEncoder(Pixels(112))
+    once, other = plain.embed(crops), plain.embed(crops.flip(3))
+    assert not torch.allclose(once, other)
+    expected = torch.nn.functional.normalize(once) + torch.nn.functional.normalize(other)
+    torch.testing.assert_close(found, expected)
