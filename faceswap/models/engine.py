@@ -36,6 +36,7 @@ class Session:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        options.enable_cpu_mem_arena = False  # 30 to 70 MiB less, a tenth slower in the detector
         options.log_severity_level = 3  # shapes in a file may be those of its example
         # Its threads would keep spinning while torch's work, and there are only so many cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
