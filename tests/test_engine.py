@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from faceswap.config import SwapConfig
 from faceswap.faces.engine import CenterFaceEngine
+from faceswap.media.image import read_image
 from faceswap.models import load_model
 from faceswap.models.engine import GatesEngine, IdentityEngine, MeshEngine
 from faceswap.models.guided import GuidedAEINet
@@ -78,3 +81,19 @@ def test_clips_go_by_it_on_a_cpu_and_photos_do_not() -> None:
         assert isinstance(swapper.encoder.model, IdentityEngine) == asked
         detector = swapper.detector
         assert isinstance(detector.engine, CenterFaceEngine) == fast  # type: ignore[attr-defined]
+
+
+def test_a_swap_is_the_same_picture() -> None:
+    folder = Path(__file__).parent.parent / "examples"
+    source, target = (read_image(folder / f"{name}.jpg").pixels for name in ("source", "target"))
+    made = []
+    for engine in ("torch", "onnxruntime"):
+        swapper = Swapper.from_config(SwapConfig(device="cpu", engine=engine))
+        people = swapper.identify([source])
+        result = swapper(target[None], people, lambda faces, _: torch.zeros_like(faces.frame))
+        assert len(result.faces) == 1
+        made.append(result.frames.int())
+    assert (made[0] - target).abs().max() > 50
+    apart = (made[0] - made[1]).abs()
+    assert apart.max() <= 2  # of 255; points that differ by 1e-4 px move an edge by as much
+    assert (apart > 0).float().mean() < 0.01
