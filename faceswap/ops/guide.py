@@ -50,6 +50,7 @@ _BROW_ROOM = 7.0  # px of 128, see `find_skin`
 # farther eye of a head that is turned away.
 _BETTER, _HIDDEN, _TURNED = 0.12, 0.4, 0.66
 _LIPS, _FINEST = 128, 128  # cells of the lips' outline, and of what evens skin, at most
+_DEEPEST = 0.6  # share of its light that shade may take from a face
 _CANVAS = 0.045  # of the target that shows where the source has nothing to show
 
 
@@ -100,7 +101,8 @@ def make_guide(
         model.mirror(control),
         torch.cat([trust.minimum(shown_there), shown_there]),
     )
-    lights = tone(faces - dark, torch.cat([bare, theirs.bare])) + dark
+    bright = tone(faces - dark, torch.cat([bare, theirs.bare]))
+    lights = bright + dark.maximum(-_DEEPEST * bright)  # deeper than that is beard, not shade
     image = relit(warped, *lights.chunk(2))
     image = image + resized(_excess(image, lights.chunk(2)[1], shape), size)
     distance = resized(face, GRID) / unit
