@@ -14,6 +14,7 @@ from insightface.utils.face_align import estimate_norm
 from torch import Tensor
 
 from faceswap.ops import warp
+from faceswap.ops.constant import constant
 from faceswap.ops.geometry import (
     TEMPLATES,
     Alignment,
@@ -383,3 +384,12 @@ def test_crop_and_paste_on_cuda_equal_the_cpu() -> None:
         here = alignment.paste(frames, ONE, 1 - crops, mask)
         pasted = there.paste(frames.cuda(), ONE.cuda(), 1 - crops.cuda(), mask.cuda())
         assert (pasted.cpu().int() - here.int()).abs().max() <= 1
+
+
+def test_constants_of_equal_numbers_keep_their_types() -> None:
+    cpu = torch.device("cpu")
+    assert constant((1, 0), cpu).dtype == torch.int64
+    assert constant((1.0, 0.0), cpu).dtype == torch.float32
+    assert constant(((1.0, 0.0),), cpu).shape == (1, 2)
+    assert constant((), cpu).dtype == torch.int64  # an index of nothing
+    assert constant((1, 0), cpu) is constant((1, 0), cpu)

@@ -33,7 +33,7 @@ def plain_twin(swapper: Swapper, generator: torch.nn.Module) -> Swapper:
         pack=pack,
         detector=swapper.detector,
         landmarks=MeshLandmarker(load_model(pack.landmarks)),
-        encoder=IdentityEncoder(load_model(pack.identity)),
+        encoder=IdentityEncoder(load_model(pack.identity), mirrored=swapper.encoder.mirrored),
         generator=generator,
         device=torch.device("cpu"),
     )

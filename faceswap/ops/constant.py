@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 
-@lru_cache
 def constant(
     values: tuple[Any, ...],  # int or float, or tuples of them
     device: torch.device,
@@ -18,5 +17,14 @@ def constant(
 
     For indices too: a list in brackets is sent again each time.
     """
+    first: Any = values
+    while isinstance(first, tuple) and first:
+        first = first[0]
+    # The type is part of the key: to Python (1, 0) and (1.0, 0.0) are the same.
+    return _made(values, torch.float32 if isinstance(first, float) else torch.int64, device)
+
+
+@lru_cache
+def _made(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # it may be first asked for there, and then in a training
-        return torch.tensor(values, device=device)
+        return torch.tensor(values, dtype=dtype, device=device)
