@@ -35,7 +35,10 @@ class Lane:
         self.swapper = swapper
         self.carrier = Carrier(swapper.device)
         self.warnings: list[str] = []
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=thread) if thread else None
+        self._pool: ThreadPoolExecutor | None = None
+        if thread:  # torch's number of threads is each thread's own, and rounding depends on it
+            share = (torch.get_num_threads(),)
+            self._pool = ThreadPoolExecutor(1, thread, torch.set_num_threads, share)
 
     def submit(self, call: Callable[[], R]) -> Future[R]:
         """Have a call made after those submitted before; what it raises, ``result()`` raises."""
