@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from faceswap.errors import ConfigError, MediaError, MissingMediaError, NoFaceError
 from faceswap.ops.geometry import TEMPLATES
@@ -252,7 +253,7 @@ def test_a_set_is_made_and_says_what_it_dropped(folder, tmp_path, networks):
     dropped = json.loads((out / "report.json").read_text())["photos_dropped"]
     assert dropped["photos/bob/copy.png"] == "duplicate"
     assert dropped["photos/ann/small.png"] == "small: 96x70"
-    assert dropped["photos/ann/broken.jpg"].startswith("unreadable: photos/ann/broken.jpg")
+    assert dropped["photos/ann/broken.jpg"] == "unreadable: no picture, or a damaged one"
     with PIL.Image.open(out / "sheet.png") as sheet:
         assert sheet.size == (6 * 64, 64)
     assert not (out / "parts").exists()
@@ -307,11 +308,63 @@ def test_several_processes_share_the_parts(tmp_path, lite_pack, monkeypatch):
 
 def test_other_settings_do_not_mix(folder, tmp_path, networks, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr(module, "_make_part", lambda job: 1 / 0)
+    monkeypatch.setattr(module, "PART", 4)
+    real = module._make_part
+    monkeypatch.setattr(
+        module, "_make_part", lambda job: 1 / 0 if "000001" in job[0] else real(job)
+    )
     with pytest.raises(ZeroDivisionError):
         prepare([folder], out, OPTIONS)
     with pytest.raises(ConfigError, match="begun with other photos or settings"):
         prepare([folder], out, PrepareOptions(size=32))
+
+
+def test_settings_that_came_to_nothing_may_change(folder, tmp_path, networks, monkeypatch):
+    """Such as a mistyped teacher, which fails before the first part."""
+    out, real = tmp_path / "out", module._make_part
+    monkeypatch.setattr(module, "_make_part", lambda job: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prepare([folder], out, PrepareOptions(size=32))
+    monkeypatch.setattr(module, "_make_part", real)
+    assert prepare([folder], out, OPTIONS).kept == 6
+
+
+def test_a_folder_that_cannot_be_written(folder, tmp_path, networks, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(MediaError, match=r"file: cannot be written \(Not a directory\)"):
+        prepare([folder], tmp_path / "file", OPTIONS)
+
+    def full(tensors, path, metadata=None):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "save_file", full)
+        with pytest.raises(MediaError, match=r"part-000000.* cannot be written .*No space left"):
+            prepare([folder], out, OPTIONS)
+    assert not list(out.rglob("part-*"))
+    assert prepare([folder], out, OPTIONS).kept == 6  # when there is room
+
+
+def test_a_set_without_its_report_is_not_finished(folder, tmp_path, networks, monkeypatch):
+    def full(path, value):
+        raise MediaError(f"{path}: cannot be written (No space left on device)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_json", full)
+        with pytest.raises(MediaError, match="No space left"):
+            prepare([folder], tmp_path / "out", OPTIONS)
+    FakeTools.calls = 0
+    assert prepare([folder], tmp_path / "out", OPTIONS).kept == 6
+    assert FakeTools.calls == 0  # its parts were all there
+    assert (tmp_path / "out" / "report.json").exists()
+
+
+def test_others_may_read_the_shards(folder, tmp_path, networks):
+    """As far as the umask lets them; safetensors alone writes for the owner only."""
+    prepare([folder], tmp_path / "out", OPTIONS)
+    mode = (tmp_path / "out" / "shard-00000.safetensors").stat().st_mode
+    assert mode == (tmp_path / "out" / "index.json").stat().st_mode
 
 
 def test_a_finished_set_is_not_overwritten(folder, tmp_path, networks):

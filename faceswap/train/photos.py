@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
+import PIL
 import PIL.Image
 import PIL.ImageOps
 import torch
@@ -142,6 +143,8 @@ def decode(photo: Photo) -> Tensor:
         with PIL.Image.open(BytesIO(data)) as image:
             upright = PIL.ImageOps.exif_transpose(image).convert("RGB")
             samples = bytearray(upright.tobytes())
+    except PIL.UnidentifiedImageError as error:  # its text has an address in memory
+        raise MediaError(f"{photo.name}: no picture, or a damaged one") from error
     except (*_DAMAGE, PIL.Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MediaError(f"{photo.name}: {reason}") from error

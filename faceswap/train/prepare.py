@@ -31,8 +31,9 @@ from faceswap.ops.topology import five_points
 from faceswap.train import label
 from faceswap.train.clean import copies, perceptual_hash, sharpness, strangers
 from faceswap.train.data import INDEX, cut
+from faceswap.train.disk import write_json, write_whole, writing
 from faceswap.train.photos import Photo, crowds, decode, find_photos
-from faceswap.train.shards import Part, write_part, write_shards, write_sheet
+from faceswap.train.shards import SHEET, Part, write_part, write_shards, write_sheet
 
 TEMPLATE = "ghost_frontal"
 PART = 256  # photos a part
@@ -138,7 +139,7 @@ def prepare(
     for done, path in enumerate(_work(todo, workers), len(parts) - len(todo) + 1):
         report(f"part {done} of {len(parts)}: {Path(path).name}, {time.monotonic() - began:.0f} s")
     try:
-        kept, dropped, people = _join(parts, out, options)
+        index, dropped = _join(parts, out, options)
     except NoFaceError:  # nothing of it is of use: leave nothing behind
         shutil.rmtree(out / PARTS)
         if not any(out.iterdir()):
@@ -148,15 +149,17 @@ def prepare(
     summary = PrepareReport(
         str(out),
         len(photos),
-        kept,
-        people,
+        len(index["names"]),
+        len(set(index["people"])),
         counts,
         round(time.monotonic() - began, 1),
         tuple(warnings),
     )
-    (out / REPORT).write_text(
-        json.dumps({**asdict(summary), "options": asdict(options), "photos_dropped": dropped})
-    )
+    with writing(out / SHEET):
+        write_sheet(out, index["shards"][0])
+    about = {**asdict(summary), "options": asdict(options), "photos_dropped": dropped}
+    write_json(out / REPORT, about)
+    write_whole(out / INDEX, json.dumps(index))  # last, as it says that the set is finished
     shutil.rmtree(out / PARTS)
     return summary
 
@@ -164,15 +167,18 @@ def prepare(
 def _open_parts(out: Path, options: PrepareOptions, photos: list[Photo]) -> list[Path]:
     """Paths of all parts, and a check that those already there were made like this."""
     folder = out / PARTS
-    folder.mkdir(parents=True, exist_ok=True)
+    parts = [folder / f"part-{i:06d}.safetensors" for i in range(math.ceil(len(photos) / PART))]
     settings = {"options": asdict(options), "photos": [p.name for p in photos], "part": PART}
     note = folder / SETTINGS
-    if note.exists() and json.loads(note.read_text()) != settings:
+    begun = any(folder.glob("part-*"))  # else it came to nothing, such as by a mistyped teacher
+    if begun and (not note.exists() or json.loads(note.read_text()) != settings):
         raise ConfigError(
             f"{out}: begun with other photos or settings; go on with those, or remove the folder"
         )
-    note.write_text(json.dumps(settings))
-    return [folder / f"part-{i:06d}.safetensors" for i in range(math.ceil(len(photos) / PART))]
+    with writing(out):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_whole(note, json.dumps(settings))
+    return parts
 
 
 Job = tuple[str, list[Photo], PrepareOptions, str]  # file to write, photos, settings, device
@@ -223,7 +229,7 @@ def _make_part(job: Job) -> str:
         try:
             pixels = decode(photo).to(tools.device)
         except MediaError as error:
-            part.dropped[photo.name] = f"unreadable: {error}"
+            part.dropped[photo.name] = f"unreadable: {str(error).removeprefix(f'{photo.name}: ')}"
             continue
         height, width = pixels.shape[1:]
         if min(height, width) < options.min_size:
@@ -287,8 +293,10 @@ def _label(
             part.scale.append(round(float(scale[i]), 5))
 
 
-def _join(parts: list[Path], out: Path, options: PrepareOptions) -> tuple[int, dict[str, str], int]:
-    """Shards and index from all parts; faces kept, reason by dropped photo, people."""
+def _join(
+    parts: list[Path], out: Path, options: PrepareOptions
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Shards from all parts; their index, and the reason by dropped photo."""
     about: dict[str, list[Any]] = {"names": [], "people": [], "scale": []}
     dropped: dict[str, str] = {}
     hashes, embeddings = [], []
@@ -319,15 +327,11 @@ def _join(parts: list[Path], out: Path, options: PrepareOptions) -> tuple[int, d
             f"all {len(keep)} faces are duplicates or unlike others of their folder; if folders "
             "are not people, give them with --flat"
         )
-    shards = write_shards(parts, keep, out)
-    columns = {key: [column[i] for i in kept] for key, column in about.items()}
     index = {
         "size": options.size,
         "template": TEMPLATE,
         "margin": options.margin,
-        "shards": shards,
-        **columns,
+        "shards": write_shards(parts, keep, out),
+        **{key: [column[i] for i in kept] for key, column in about.items()},
     }
-    write_sheet(out, shards[0])
-    (out / INDEX).write_text(json.dumps(index))
-    return len(kept), dropped, len(set(columns["people"]))
+    return index, dropped

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from faceswap.errors import MediaError
+from faceswap.train.disk import writing
 from faceswap.train.preview import save_sheet
 
 SHARD = 2048  # faces a shard; `Crops.pixels` wants them equal but for the last
@@ -40,13 +40,19 @@ def write_part(path: Path, part: Part) -> None:
 
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write under another name and rename, so that a file is there whole or not at all."""
+    """Write under another name and rename, so that a file is there whole or not at all.
+
+    Raises:
+        MediaError: it cannot be written.
+    """
     unfinished = path.with_suffix(".unfinished")
     try:
-        save_file(tensors, unfinished, metadata=metadata)
-        unfinished.replace(path)
-    except OSError as error:
-        raise MediaError(f"{path}: cannot be written ({error})") from error
+        with writing(path):
+            unfinished.touch()
+            rights = unfinished.stat().st_mode
+            save_file(tensors, unfinished, metadata=metadata)
+            unfinished.chmod(rights)  # safetensors leaves files that nobody else may read
+            unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
 
