@@ -646,7 +646,9 @@ def where() -> None:
 @click.option("--data", metavar="DIR", help="Prepared photos, in place of the file's.")
 @click.option("--out", metavar="DIR", help="Folder of the run.  [default: runs/CONFIG]")
 @click.option("--resume", is_flag=True, help="Go on with the run in that folder.")
-@click.option("--init-from", multiple=True, metavar="FILE", help="Weights to begin with.")
+@click.option(
+    "--init-from", multiple=True, metavar="FILE", help="Weights to begin with; repeatable."
+)
 @click.option("--max-minutes", type=click.FloatRange(min=0), default=math.inf, help="Stop then.")
 @device_option
 @overrides
@@ -695,8 +697,14 @@ def doctor(as_json: bool) -> int:
 @click.option("--flat", multiple=True, metavar="PHOTOS", help="More; their folders are no people.")
 @click.option("--size", type=click.IntRange(min=32), help="Side of the crops.  [default: 224]")
 @click.option("--margin", type=click.FloatRange(min=1), help="Width of the view.  [default: 1.6]")
-@click.option("--min-size", type=click.IntRange(min=0), help="Of a photo.  [default: 250]")
-@click.option("--min-sharpness", type=click.FloatRange(min=0), help="[default: 0.15]")
+@click.option(
+    "--min-size", type=click.IntRange(min=0), help="Shorter side of a photo.  [default: 250]"
+)
+@click.option(
+    "--min-sharpness",
+    type=click.FloatRange(min=0),
+    help="Of a face; 0 keeps all.  [default: 0.15]",
+)
 @click.option(
     "--min-similarity",
     type=click.FloatRange(-1, 1),

@@ -15,7 +15,7 @@ import synthetic
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from faceswap.errors import ConfigError, FaceSwapError, MissingMediaError, WeightError
+from faceswap.errors import ConfigError, FaceSwapError, MediaError, MissingMediaError, WeightError
 from faceswap.models import build, load_model, save_model
 from faceswap.models.fused import fuse
 from faceswap.train import judges
@@ -141,15 +141,19 @@ def test_a_loss_that_is_not_finite_is_named(home, tmp_path, monkeypatch):
 def test_a_full_disk_keeps_the_old_checkpoint(home, tmp_path, monkeypatch):
     real = torch.save
 
-    def full(state, path):
+    def full(state, file):
         if state["step"] < least:
-            return real(state, path)
-        path.write_bytes(b"half of it")
-        raise OSError(28, "No space left on device")
+            return real(state, file)
+        file.write(b"half of it")
+        try:
+            raise OSError(28, "No space left on device")
+        finally:  # as torch does it
+            raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos")
 
     monkeypatch.setattr(torch, "save", full)
     least = 1
-    with pytest.raises(WeightError, match=r"step 1 cannot be written .*none before it"):
+    said = r"step 1 cannot be written \(No space left on device\); there is none before it"
+    with pytest.raises(WeightError, match=said):
         run_training(settings(home, save_every=1), tmp_path)
     assert not list(tmp_path.glob("*.p*t"))
     least = 2
@@ -157,6 +161,57 @@ def test_a_full_disk_keeps_the_old_checkpoint(home, tmp_path, monkeypatch):
         run_training(settings(home, save_every=1), tmp_path)
     assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 1
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_full_disk_leaves_no_half_copy(home, tmp_path, monkeypatch):
+    def full(source, target):
+        Path(target).write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(WeightError, match="No space left"):
+        run_training(settings(home, save_every=1, keep=2), tmp_path)
+    assert [each.name for each in tmp_path.glob("*.p*t")] == ["last.pt"]
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 1
+
+
+def test_a_run_that_cannot_be_written(home, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(MediaError, match=r"file: cannot be written \(File exists\)"):
+        run_training(settings(home), tmp_path / "file")
+    run_training(settings(home, steps=2), tmp_path / "run")
+    log = (tmp_path / "run" / "metrics.jsonl").read_text()
+
+    def full(path, text, **given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(MediaError, match="No space left"):
+        run_training(settings(home), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == log
+
+
+def test_going_on_with_other_settings_is_told(home, tmp_path, caplog):
+    run_training(settings(home, steps=1), tmp_path)
+    run_training(settings(home, steps=1, log_every=1, workers=0), tmp_path, resume=True)
+    assert not caplog.records
+    losses = {"identity": 5}
+    run_training(settings(home, steps=2, losses=losses), tmp_path, resume=True)
+    (record,) = caplog.records
+    assert "steps was 1, is 2, losses.identity was 15.0, is 5.0" in record.getMessage()
+
+
+def test_a_damaged_checkpoint(home, tmp_path):
+    run_training(settings(home, steps=2, save_every=1, keep=2), tmp_path)
+    last = tmp_path / "last.pt"
+    last.write_bytes(last.read_bytes()[:5000])
+    with pytest.raises(WeightError, match=r"last.pt: damaged.*copy step-0000002.pt over it"):
+        run_training(settings(home), tmp_path, resume=True)
+    for old in tmp_path.glob("step-*.pt"):
+        old.unlink()
+    last.write_bytes(b"")
+    with pytest.raises(WeightError, match=r"last.pt: damaged.*begin a new run"):
+        run_training(settings(home), tmp_path, resume=True)
 
 
 def test_runs_are_neither_overwritten_nor_mixed(home, tmp_path):
@@ -167,7 +222,9 @@ def test_runs_are_neither_overwritten_nor_mixed(home, tmp_path):
         run_training(settings(home), tmp_path / "run")
     other = {**TINY["model"], "num_blocks": 2}
     with pytest.raises(ConfigError, match=r"or task \(model\.num_blocks was 1, is 2\)"):
-        run_training(settings(home, model=other), tmp_path / "run", resume=True)
+        run_training(settings(home, steps=1, model=other), tmp_path / "run", resume=True)
+    with pytest.raises(ConfigError, match=r"or task \(losses\.pair was 0\.0, is 1\.0\)"):
+        run_training(settings(home, steps=1, losses={"pair": 1}), tmp_path / "run", resume=True)
 
 
 def test_data_that_cannot_be(home, tmp_path):
@@ -452,6 +509,7 @@ def test_lite_tasks_run_in_one_process(home, tmp_path, monkeypatch):
 def test_typos_are_named(tmp_path):
     path = tmp_path / "my.yaml"
     for text, said in (
+        ("steps: 3", "my.yaml: names no task to train; there are: aei, detector"),
         ("task: aie", "unknown task 'aie': did you mean aei"),
         ("task: aei\nlosses: {identiy: 3}", "did you mean losses.identity"),
         ("task: aei\nmodel: {num_block: 3}", "did you mean model.num_blocks"),

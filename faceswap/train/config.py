@@ -371,7 +371,7 @@ class _Head(Settings):
 
     model_config = ConfigDict(extra="ignore")
 
-    task: str
+    task: str = ""
 
 
 def load_train_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -387,6 +387,9 @@ def load_train_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not path.is_file():
         raise ConfigError(f"{path}: no such configuration; the shipped ones are in configs/")
     task = load_config(path, overrides, schema=_Head).task
+    if not task:
+        known = ", ".join(sorted(SCHEMAS))
+        raise ConfigError(f"{path}: names no task to train; there are: {known}")
     if task not in SCHEMAS:
         raise unknown("task", task, SCHEMAS)
     return load_config(path, overrides, schema=SCHEMAS[task])

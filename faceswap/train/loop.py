@@ -23,6 +23,7 @@ from torch import nn
 
 from faceswap.errors import ConfigError
 from faceswap.train.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
+from faceswap.train.disk import write_whole, writing
 from faceswap.train.feed import Share, step_seed
 from faceswap.train.parallel import ALONE, Group
 from faceswap.train.record import Record
@@ -112,6 +113,7 @@ def train(
         ConfigError: the folder holds a run and `resume` is off, or the other way round.
         NonFiniteLossError: see `check_finite`.
         WeightError: see `save_checkpoint`.
+        MediaError: anything else that cannot be written.
     """
     checkpoint = out / CHECKPOINT
     if checkpoint.exists() and not resume:
@@ -119,7 +121,8 @@ def train(
     if resume and not checkpoint.exists():
         raise ConfigError(f"{out} holds no run to resume; leave --resume away to begin one")
     first = group.rank == 0
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     task.averages[task.ema] = deepcopy(task.networks[task.ema]).requires_grad_(False)
     sums: dict[str, Term] = {}
     step = 0
@@ -127,7 +130,7 @@ def train(
         step, before = load_checkpoint(checkpoint, task)
         sums.update(before)
     if first and task.config:
-        (out / "config.yaml").write_text(yaml.safe_dump(task.config, sort_keys=False))
+        write_whole(out / "config.yaml", yaml.safe_dump(task.config, sort_keys=False))
     average = task.averages[task.ema]
     device = next(average.parameters()).device
     began, generator = time.monotonic(), torch.Generator()
@@ -158,7 +161,8 @@ def train(
             if step % schedule.save_every == 0:
                 save()
                 if first and task.preview is not None:
-                    task.preview(average, out / f"sample-{step:07d}.png")
+                    with writing(out):
+                        task.preview(average, out / f"sample-{step:07d}.png")
             stopped = group.any(signalled() or minutes > schedule.max_minutes, device)
         save()
     return step

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from faceswap.train.disk import write_whole, writing
+
 FILE = "metrics.jsonl"
 
 
@@ -29,7 +31,7 @@ class Record:
         if self.path.exists():
             lines = self.path.read_text().splitlines(keepends=True)
             whole = [each for each in lines if each.endswith("\n")]
-            self.path.write_text("".join(x for x in whole if json.loads(x)["step"] <= step))
+            write_whole(self.path, "".join(x for x in whole if json.loads(x)["step"] <= step))
         if find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -43,7 +45,7 @@ class Record:
         rounded = {name: round(value, 5) for name, value in terms.items()}
         line = json.dumps({"step": step, "minutes": round(minutes, 2), **rounded})
         if self.active:
-            with self.path.open("a") as log:
+            with writing(self.path), self.path.open("a") as log:
                 log.write(line + "\n")
         if self.board is not None:
             for name, value in terms.items():
