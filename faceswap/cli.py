@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 import shutil
 import sys
@@ -655,6 +656,8 @@ def where() -> None:
 @verbosity
 def train(config: str, out: str | None, sets: tuple[str, ...], **chosen: Any) -> None:
     """Train one of the networks, as a configuration file says."""
+    if os.environ.get("RANK", "0") != "0":  # of torchrun: the first process speaks for all
+        _log.setLevel(logging.ERROR)
     from faceswap.train.config import load_train_config
 
     given = {"data": chosen["data"], "init": chosen["init_from"]}
@@ -672,7 +675,8 @@ def train(config: str, out: str | None, sets: tuple[str, ...], **chosen: Any) ->
         max_minutes=chosen["max_minutes"],
         report=progress,
     )
-    click.echo(f"{folder}: step {step} of {settings.steps}")
+    if _log.isEnabledFor(logging.WARNING):
+        click.echo(f"{folder}: step {step} of {settings.steps}")
 
 
 @commands.command()
@@ -739,7 +743,7 @@ def prepare(photos: tuple[str, ...], out: str, as_json: bool, **chosen: Any) -> 
     )
     if as_json:
         click.echo(json.dumps(asdict(report)))
-    else:
+    elif _log.isEnabledFor(logging.WARNING):
         dropped = ", ".join(f"{times} {reason}" for reason, times in report.dropped.items())
         click.echo(
             f"{out}: {report.kept} faces of {report.people} people from {report.photos} photos"

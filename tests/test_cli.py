@@ -16,11 +16,13 @@ import torch
 
 import faceswap.photo
 import faceswap.swap
+import faceswap.train.prepare
 import faceswap.train.run
 import faceswap.weights
 from faceswap.cli import commands, main, split, swapped_name
 from faceswap.config import SwapConfig
 from faceswap.errors import ConfigError, DeviceError, NoFaceError, WeightError
+from faceswap.train.prepare import PrepareReport
 from faceswap.types import ImageReport
 
 # What every command takes. A new option is a decision: change this list with it.
@@ -452,6 +454,30 @@ def test_train_defaults(trained, capsys):
     assert (config.data, out) == ("data/prepared", "runs/my")
     assert given == {"device": "cpu", "resume": False, "max_minutes": float("inf")}
     assert capsys.readouterr().err == "faceswap: a line\n"
+
+
+def test_train_says_nothing_where_nobody_listens(trained, capsys, monkeypatch):
+    """With -q, and in all processes of torchrun but the first."""
+    assert main(["train", "--config", "my.yaml", "-q"]) == 0
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", "--config", "my.yaml", "-v"]) == 0
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("RANK", "0")
+    assert main(["train", "--config", "my.yaml", "--device", "cpu"]) == 0
+    assert capsys.readouterr() == ("runs/my: step 7 of 9\n", "")
+
+
+def test_prepare(tmp_path, capsys, monkeypatch):
+    report = PrepareReport("out", 9, 6, 2, {"no face": 2, "small": 1}, 1.0)
+    monkeypatch.setattr(faceswap.train.prepare, "prepare", lambda *_, **given: report)
+    words = ["prepare", "photos", "out", "--device", "cpu"]
+    assert main(words) == 0
+    line = "out: 6 faces of 2 people from 9 photos (dropped: 2 no face, 1 small; which and why: "
+    assert capsys.readouterr() == (f"{line}out/report.json)\n", "")
+    assert main([*words, "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main([*words, "--json", "-q"]) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == 6
 
 
 @pytest.mark.parametrize(

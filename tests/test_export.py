@@ -125,6 +125,12 @@ def test_bad_input(run, tmp_path):
     with pytest.raises(MediaError, match="--overwrite"):
         export(folder, "onnx")
     export(folder, "onnx", overwrite=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(MediaError, match="cannot be written"):
+        export(folder, "onnx", tmp_path / "file" / "a.onnx")
+    (folder / "last.pt").touch()
+    with pytest.raises(ConfigError, match=f"the state of a run, to go on with; export {folder}"):
+        export(folder / "last.pt", "onnx")
     assert not list(folder.glob("*.part"))
     run("identity")
     with pytest.raises(ConfigError, match="2 weight files"):

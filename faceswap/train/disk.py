@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,12 @@ def writing(path: Path) -> Iterator[None]:
         raise MediaError(f"{path}: cannot be written ({reason})") from error
 
 
+def discard(path: Path) -> None:
+    """Remove a file if it is there; nothing happens where it cannot even be."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        path.unlink()
+
+
 def write_whole(path: Path, text: str) -> None:
     """A text file that is there whole or not at all; an older one is kept until then.
 
@@ -41,7 +47,7 @@ def write_whole(path: Path, text: str) -> None:
             unfinished.write_text(text, encoding="utf-8")
             unfinished.replace(path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        discard(unfinished)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

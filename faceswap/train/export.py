@@ -28,6 +28,8 @@ from faceswap.models.identity import IdentityNet
 from faceswap.models.iresnet import INPUT_SIZE, IResNet
 from faceswap.models.mesh import MeshNet
 from faceswap.models.restorer import Restorer
+from faceswap.train.checkpoint import CHECKPOINT
+from faceswap.train.disk import discard, writing
 from faceswap.types import GUIDE_CHANNELS, Guide
 
 Format = Literal["safetensors", "onnx"]
@@ -133,9 +135,11 @@ def find_weights(run: Path) -> Path:
 
     Raises:
         MissingWeightError: nothing there yet.
-        ConfigError: several weight files in the folder.
+        ConfigError: several weight files in the folder, or the state of a run.
     """
     if run.is_file():
+        if run.suffix == ".pt" and (run.name == CHECKPOINT or run.name.startswith("step-")):
+            raise ConfigError(f"{run}: the state of a run, to go on with; export {run.parent}")
         return run
     found = sorted(run.glob("*.safetensors"))
     if not found:
@@ -175,13 +179,12 @@ def export(run: Path, to: Format, output: Path | None = None, *, overwrite: bool
         return save_model(output, network, found.arch, found.args, found.card)
     unfinished = output.with_name(output.name + ".part")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_onnx(network, unfinished)
-        unfinished.replace(output)
-    except OSError as error:
-        raise MediaError(f"{output}: cannot be written ({error})") from error
+        with writing(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            write_onnx(network, unfinished)
+            unfinished.replace(output)
     finally:
-        unfinished.unlink(missing_ok=True)
+        discard(unfinished)
     return output
 
 
