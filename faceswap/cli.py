@@ -655,7 +655,10 @@ def where() -> None:
 @overrides
 @verbosity
 def train(config: str, out: str | None, sets: tuple[str, ...], **chosen: Any) -> None:
-    """Train one of the networks, as a configuration file says."""
+    """Train one of the networks, as a configuration file says.
+
+    Ctrl-C ends the run after the step at hand, with a checkpoint to --resume.
+    """
     if os.environ.get("RANK", "0") != "0":  # of torchrun: the first process speaks for all
         _log.setLevel(logging.ERROR)
     from faceswap.train.config import load_train_config

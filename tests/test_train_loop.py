@@ -100,20 +100,43 @@ def test_two_seeds_differ(home, tmp_path):
     assert not same(weights_of(tmp_path / "0"), weights_of(tmp_path / "1"))
 
 
-def test_sigterm_leaves_a_checkpoint(home, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint(home, tmp_path, number):
     config = settings(home, steps=1000, log_every=1)
     seen: list[str] = []
 
     def report(line: str) -> None:
         seen.append(line)
         if len(seen) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     assert run_training(config, tmp_path, report=report) == 2
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert seen[2:] == ["stopping after this step, with a checkpoint"]
+    assert signal.getsignal(number) is before
     assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 2
     assert (tmp_path / "swapper.safetensors").exists()
+
+
+def test_ctrl_c_twice_interrupts_at_once(home, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_training(
+            settings(home, steps=1000, log_every=1),
+            tmp_path,
+            report=lambda line: os.kill(os.getpid(), signal.SIGINT),
+        )
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_a_run_in_the_background_ignores_ctrl_c(home, tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        config = settings(home, steps=2, log_every=1)
+        stop = lambda line: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
+        assert run_training(config, tmp_path, report=stop) == 2
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_time_budget(home, tmp_path):

@@ -11,7 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ from faceswap.train.feed import Share, step_seed
 from faceswap.train.parallel import ALONE, Group
 from faceswap.train.record import Record
 from faceswap.train.task import Task, Term, add_terms
+
+_STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +74,30 @@ def set_rates(task: Task, rate: float) -> None:
 
 
 @contextmanager
-def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM only makes the given function say so."""
+def _stop_signal(report: Callable[[str], None], *, alone: bool) -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM and Ctrl-C only make the given function say so.
+
+    A second Ctrl-C interrupts at once, but not among several processes: torchrun sends each of
+    them one of its own after that of the terminal.
+    """
     stopped = False
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
         nonlocal stopped
+        if number == signal.SIGINT and stopped and alone:
+            raise KeyboardInterrupt
         stopped = True
+        with suppress(RuntimeError):  # the signal came while another line was being written
+            report("stopping after this step, with a checkpoint")
 
-    previous = signal.signal(signal.SIGTERM, stop)
+    # Who starts a run in the background may have its Ctrl-C ignored; that stays so.
+    listened = [each for each in _STOPS if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {each: signal.signal(each, stop) for each in listened}
     try:
         yield lambda: stopped
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def train(
@@ -96,14 +109,14 @@ def train(
     report: Callable[[str], None] = lambda line: None,
     group: Group = ALONE,
 ) -> int:
-    """Run until the schedule, the time budget or SIGTERM ends it; always leaves a checkpoint.
+    """Run until the schedule, the time budget, SIGTERM or Ctrl-C ends it, with a checkpoint.
 
     Args:
         task: networks and the step function.
         schedule: how long, how fast, how often.
         out: run folder: ``last.pt`` (full state), ``metrics.jsonl``, the exported weights.
         resume: go on from ``last.pt``; an existing run is never overwritten otherwise.
-        report: receives one line every ``log_every`` steps.
+        report: receives one line every ``log_every`` steps, and one where a signal stops it.
         group: the processes of the run; only the first one writes.
 
     Returns:
@@ -141,7 +154,11 @@ def train(
             save_checkpoint(checkpoint, task, step, sums=sums, keep=schedule.keep)
             task.export(average, out)
 
-    with _stop_signal() as signalled, Record(out, step, active=first) as record:
+    say = report if first else lambda line: None
+    with (
+        _stop_signal(say, alone=group.world == 1) as signalled,
+        Record(out, step, active=first) as record,
+    ):
         stopped = False
         while step < schedule.steps and not stopped:
             set_rates(task, schedule.rate(step))
@@ -156,8 +173,7 @@ def train(
                 terms = dict(zip(sums, values, strict=True))
                 line = record.write(step, minutes, {**terms, "wait": waited.share()})
                 sums.clear()
-                if first:
-                    report(line)
+                say(line)
             if step % schedule.save_every == 0:
                 save()
                 if first and task.preview is not None:
