@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import synthetic
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from faceswap.errors import ConfigError, FaceSwapError, MediaError, MissingMediaError, WeightError
 from faceswap.models import build, load_model, save_model
 from faceswap.models.fused import fuse
-from faceswap.train import judges
+from faceswap.train import judges, record
 from faceswap.train.config import AeiConfig, DistillConfig, RunConfig, load_train_config
 from faceswap.train.data import load_crops
 from faceswap.train.pairs import PairSampler
@@ -222,6 +223,28 @@ def test_going_on_with_other_settings_is_told(home, tmp_path, caplog):
     run_training(settings(home, steps=2, losses=losses), tmp_path, resume=True)
     (record,) = caplog.records
     assert "steps was 1, is 2, losses.identity was 15.0, is 5.0" in record.getMessage()
+
+
+def test_tensorboard_keeps_the_step_of_the_checkpoint(home, tmp_path, monkeypatch):
+    """It forgets what is logged from `purge_step` on, which is to be the step taken next."""
+    boards: list[Mock] = []
+
+    def writer(folder: str, purge_step: int) -> Mock:
+        assert folder == str(tmp_path / "tensorboard")
+        boards.append(Mock(purge_step=purge_step))
+        return boards[-1]
+
+    monkeypatch.setattr(record, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", Mock(SummaryWriter=writer))
+    for steps in (2, 4):
+        config = settings(home, steps=steps, log_every=1)
+        run_training(config, tmp_path, resume=steps == 4)
+    assert [board.purge_step for board in boards] == [1, 3]
+    logged = [[call.args for call in board.add_scalar.call_args_list] for board in boards]
+    assert [{step for _, _, step in calls} for calls in logged] == [{1, 2}, {3, 4}]
+    (value,) = (value for name, value, step in logged[1] if (name, step) == ("identity", 4))
+    assert round(value, 5) == metrics(tmp_path)[-1]["identity"]
+    assert all(board.close.called for board in boards)
 
 
 def test_a_damaged_checkpoint(home, tmp_path):

@@ -35,7 +35,8 @@ class Record:
         if find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step)
+            # The first step that is taken anew: TensorBoard forgets it and all later ones.
+            self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
 
     def __enter__(self) -> Record:
         return self
