@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 
 from faceswap.errors import ConfigError, MediaError, MissingMediaError, NoFaceError
 from faceswap.ops.geometry import TEMPLATES
+from faceswap.train import part, shards
 from faceswap.train import prepare as module
-from faceswap.train import shards
 from faceswap.train.clean import copies, perceptual_hash, sharpness, strangers
 from faceswap.train.data import load_crops
 from faceswap.train.label import Recogniser, main_face
@@ -220,7 +220,7 @@ class FakeTools:
 @pytest.fixture
 def networks(monkeypatch):
     FakeTools.calls = 0
-    monkeypatch.setattr(module, "_tools", lambda options, device: FakeTools())
+    monkeypatch.setattr(part, "_tools", lambda options, device: FakeTools())
 
 
 @pytest.fixture
@@ -275,13 +275,11 @@ def test_a_killed_run_goes_on(folder, tmp_path, networks, monkeypatch):
     monkeypatch.setattr(shards, "SHARD", 4)
     prepare([folder], tmp_path / "whole", OPTIONS)
     out = tmp_path / "killed"
-    real = module._make_part
-    monkeypatch.setattr(
-        module, "_make_part", lambda job: 1 / 0 if "000002" in job[0] else real(job)
-    )
+    real = module.make_part
+    monkeypatch.setattr(module, "make_part", lambda job: 1 / 0 if "000002" in job[0] else real(job))
     with pytest.raises(ZeroDivisionError):
         prepare([folder], out, OPTIONS)
-    monkeypatch.setattr(module, "_make_part", real)
+    monkeypatch.setattr(module, "make_part", real)
     FakeTools.calls = 0
     prepare([folder], out, OPTIONS)
     assert FakeTools.calls == 3  # the last part only
@@ -309,10 +307,8 @@ def test_several_processes_share_the_parts(tmp_path, lite_pack, monkeypatch):
 def test_other_settings_do_not_mix(folder, tmp_path, networks, monkeypatch):
     out = tmp_path / "out"
     monkeypatch.setattr(module, "PART", 4)
-    real = module._make_part
-    monkeypatch.setattr(
-        module, "_make_part", lambda job: 1 / 0 if "000001" in job[0] else real(job)
-    )
+    real = module.make_part
+    monkeypatch.setattr(module, "make_part", lambda job: 1 / 0 if "000001" in job[0] else real(job))
     with pytest.raises(ZeroDivisionError):
         prepare([folder], out, OPTIONS)
     with pytest.raises(ConfigError, match="begun with other photos or settings"):
@@ -321,11 +317,11 @@ def test_other_settings_do_not_mix(folder, tmp_path, networks, monkeypatch):
 
 def test_settings_that_came_to_nothing_may_change(folder, tmp_path, networks, monkeypatch):
     """Such as a mistyped teacher, which fails before the first part."""
-    out, real = tmp_path / "out", module._make_part
-    monkeypatch.setattr(module, "_make_part", lambda job: 1 / 0)
+    out, real = tmp_path / "out", module.make_part
+    monkeypatch.setattr(module, "make_part", lambda job: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare([folder], out, PrepareOptions(size=32))
-    monkeypatch.setattr(module, "_make_part", real)
+    monkeypatch.setattr(module, "make_part", real)
     assert prepare([folder], out, OPTIONS).kept == 6
 
 
