@@ -415,6 +415,13 @@ class TestFiles:
         with pytest.raises(WeightError, match=f"new.safetensors: {match}"):
             load_model(path)
 
+    def test_others_may_read_what_anybody_may_read(self, tmp_path):
+        """A shared folder of weights is shared; safetensors alone would lock it."""
+        plain = tmp_path / "plain"
+        plain.touch()
+        path = save_model(tmp_path / "new.safetensors", tiny(num_blocks=1), "aei")
+        assert path.stat().st_mode == plain.stat().st_mode
+
     def test_a_full_disk_leaves_the_old_file(self, saved, monkeypatch):
         before = saved.read_bytes()
 

@@ -205,7 +205,10 @@ def save_model(
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        rights = part.stat().st_mode
         save_file(state, part, metadata=metadata)
+        part.chmod(rights)  # safetensors leaves files that nobody else may read
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
