@@ -1,13 +1,15 @@
-"""More faces for the identity encoder: mixtures of prepared crops, embedded by the teacher.
+"""More faces for the lite networks: mixtures of prepared crops, with the teachers' answers to them.
 
-    python scripts/mix_faces.py DATA OUT --count 24576 --identity-teacher omz_reid.ts
+    python scripts/mix_faces.py DATA OUT --count 24576 --identity-teacher omz_reid.ts \\
+        --mesh-teacher facemesh.ts --iris-teacher iris.ts
 
 DATA is what `faceswap prepare` made; OUT becomes a prepared folder with the mixtures first and
 DATA's own faces (links, not copies) after them. A student that sees 8,000 people agrees with its
 teacher on them better than on strangers; a patient teacher has an answer for any picture ("function
 matching", Beyer et al., CVPR 2022), so parts of two people make a third one to learn from. Nobody
-held back is mixed in, and no mixture is held back. Points and mesh of a mixture are the mean of its
-two faces': good enough to cut by, not to learn points from.
+held back is mixed in, and no mixture is held back. Without a mesh teacher, points and mesh of a
+mixture are the mean of its two faces': good enough to cut by, not to learn points from. With one,
+mixtures in which it sees no face are left out.
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from faceswap.errors import FaceSwapError, MediaError
+from faceswap.errors import ConfigError, FaceSwapError, MediaError
 from faceswap.ops.geometry import align
 from faceswap.train.data import INDEX, Crops, cut, is_held_back, load_crops
-from faceswap.train.label import load_recogniser
+from faceswap.train.label import MeshLabeler, TeacherLabeler, load_recogniser, load_script
 from faceswap.train.mesh import mirror_order
 from faceswap.train.shards import SHARD, write_sheet
 
@@ -95,6 +97,13 @@ def mix(data: Crops, rows: Tensor, order: Tensor, generator: torch.Generator) ->
     return {"image": image, "points": bent(points), "mesh": bent(mesh)}
 
 
+def labelled(part: dict[str, Tensor], labeler: MeshLabeler) -> dict[str, Tensor]:
+    """The mixtures in which a teacher sees a face, with the mesh that it sees."""
+    mesh, presence = labeler(list(part["image"]), part["points"])
+    seen = presence > 0
+    return {**{key: value[seen] for key, value in part.items()}, "mesh": mesh[seen]}
+
+
 class Teacher:
     """A TorchScript recogniser, run by onnxruntime: half of the time on a CPU."""
 
@@ -133,13 +142,22 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--count", type=int, default=12 * SHARD, help=f"a multiple of {SHARD}")
     parser.add_argument("--identity-teacher", required=True)
+    parser.add_argument("--mesh-teacher", type=Path)
+    parser.add_argument("--iris-teacher", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.count < SHARD or options.count % SHARD:
         raise MediaError(f"--count {options.count}: must be a multiple of {SHARD}")
     if options.out.exists():
         raise MediaError(f"{options.out}: is there already; name another folder or remove it")
+    if (options.mesh_teacher is None) != (options.iris_teacher is None):
+        raise ConfigError("--mesh-teacher and --iris-teacher go together")
     data = load_crops(options.data)
+    cpu = torch.device("cpu")
+    labeler = None
+    if options.mesh_teacher is not None:
+        scripts = (options.mesh_teacher, options.iris_teacher)
+        labeler = TeacherLabeler(*(load_script(file, cpu) for file in scripts))
     teacher = Teacher(options.identity_teacher)
     generator = torch.Generator().manual_seed(options.seed)
     rows = torch.nonzero(~data.held_back)[:, 0]
@@ -149,28 +167,33 @@ def main() -> None:
     bar = tqdm(total=options.count, unit="face", desc="mixed")
     for index in range(options.count // SHARD):
         parts: list[dict[str, Tensor]] = []
-        for _ in range(SHARD // PART):
+        made = 0
+        while made < SHARD:
             both = rows[torch.randint(len(rows), (2 * PART,), generator=generator)]
             part = mix(data, both, order, generator)
+            if labeler is not None:
+                part = labelled(part, labeler)
+            part = {key: value[: SHARD - made] for key, value in part.items()}
             part["embedding"] = teacher(part["image"], part["points"])
             parts.append(part)
-            bar.update(PART)
+            made += len(part["image"])
+            bar.update(len(part["image"]))
         shards.append(f"mixed-{index:05d}.safetensors")
         whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         save_file(whole, options.out / shards[-1])
     index = json.loads((options.data / INDEX).read_text())
     for name in index["shards"]:
         (options.out / name).symlink_to((options.data / name).resolve())
-    made = []
+    mixtures = []
     for number in range(options.count):
         name = f"mixture-{number}"
         while is_held_back(name):
             name += "-"
-        made.append(name)
+        mixtures.append(name)
     index["shards"] = shards + index["shards"]
     index["scale"] = [1.0] * options.count + index["scale"]
     for key in ("names", "people"):
-        index[key] = made + index[key]
+        index[key] = mixtures + index[key]
     (options.out / INDEX).write_text(json.dumps(index))
     write_sheet(options.out, shards[0])
 

@@ -61,6 +61,20 @@ def test_points_go_where_their_pixels_go() -> None:
     assert torch.equal(found["points"], found["mesh"][..., :2])
 
 
+def test_a_teacher_says_where_the_points_are() -> None:
+    part = mixed(crops(1.0), [0] * 8, seed=1)
+
+    def labeler(photos, points):
+        assert len(photos) == len(points) == 4
+        mesh = torch.cat([points + 1, torch.zeros(4, 5, 1)], 2)
+        return mesh, torch.tensor([3.0, -3.0, 1.0, -0.1])  # sees no face in two of them
+
+    seen = mix_faces.labelled(part, labeler)
+    for key in ("image", "points"):
+        assert torch.equal(seen[key], part[key][[0, 2]])
+    assert torch.equal(seen["mesh"][..., :2], part["points"][[0, 2]] + 1)
+
+
 def test_both_faces_show() -> None:
     data = crops(0.4, 1.0)
     found = mixed(data, [0] * 32 + [1] * 32, seed=2)
