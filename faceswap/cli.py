@@ -41,6 +41,7 @@ SETTINGS = {  # option -> the setting it is short for
     "mask": "mask.kind",
     "color_match": "blend.color_match",
     "alpha": "blend.alpha",
+    "occlusion": "occlusion.enabled",
     "restore": "restorer.enabled",
     "batch_size": "batch_size",
     "start": "start",
@@ -150,6 +151,9 @@ setting_options = options(
     click.option("--mask", type=click.Choice(["adaptive", "ghost"]), help="How the edge is found."),
     click.option("--color-match/--no-color-match", default=None, help="Take the target's colours."),
     click.option("--alpha", type=click.FloatRange(0, 1), help="Share of the swapped face."),
+    click.option(
+        "--occlusion/--no-occlusion", default=None, help="Leave glasses and hands before the face."
+    ),
     click.option("--restore/--no-restore", default=None, help="Sharpen the swapped face."),
     device_option,
     click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"])),

@@ -83,6 +83,16 @@ class MaskConfig(Settings):
         return self
 
 
+class OcclusionConfig(Settings):
+    """What lies before the target's face, such as glasses and hands, and stays."""
+
+    enabled: bool | None = None
+    """Leave it; null: in photos, if the pack names a network for it. In clips what is found may
+    flicker."""
+    weights: str | None = None
+    """Weight file of your own, or a name, in place of the pack's."""
+
+
 class BlendConfig(Settings):
     """How the swapped crop is laid over the frame."""
 
@@ -133,6 +143,7 @@ class SwapConfig(Settings):
     detector: DetectorConfig = DetectorConfig()
     match: MatchConfig = MatchConfig()
     mask: MaskConfig = MaskConfig()
+    occlusion: OcclusionConfig = OcclusionConfig()
     restorer: RestorerConfig = RestorerConfig()
     blend: BlendConfig = BlendConfig()
 

@@ -24,7 +24,7 @@ class Entry:
     """One weight file, as ``weights.toml`` describes it."""
 
     name: str
-    role: str  # detector, landmarks, identity, swapper, restorer, discriminator, eyes
+    role: str  # detector, landmarks, identity, swapper, occlusion, restorer, discriminator, eyes
     arch: str  # name of the network in `faceswap.models`, "" = nothing here loads it
     file: str  # path below its home
     home: Literal["shipped", "package", "folder"]
@@ -53,6 +53,7 @@ class Pack:
     mask: str  # kind of mask where the settings name none
     similarity: float  # cosine of this identity encoder above which two faces are one person
     restorer: str | None = None  # optional, and may not be `present`
+    occlusion: str | None = None  # the same
     aliases: tuple[str, ...] = ()
 
     @property

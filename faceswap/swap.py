@@ -44,6 +44,7 @@ from faceswap.models.guided import GuidedAEINet
 from faceswap.models.identity import IdentityNet
 from faceswap.models.iresnet import IResNet
 from faceswap.models.mesh import MeshNet
+from faceswap.occlude import OcclusionMask, load_occlusion, without_rims
 from faceswap.ops.blend import paint
 from faceswap.ops.color import color_statistics, transfer_color
 from faceswap.ops.geometry import TEMPLATES, Alignment, align
@@ -86,6 +87,7 @@ class Swapper:
         landmarks: Landmarker,
         encoder: IdentityEncoder,
         generator: GuidedAEINet | AEINet | FusedAEINet,
+        occlusion: OcclusionMask | None = None,
         restorer: FaceRestorer | None = None,
         device: torch.device,
     ) -> None:
@@ -95,6 +97,7 @@ class Swapper:
         self.landmarks = landmarks
         self.encoder = encoder
         self.generator = generator
+        self.occlusion = occlusion
         self.restorer = restorer
         self.device = device
         self.dtype = _dtype(config.precision, device)
@@ -167,6 +170,7 @@ class Swapper:
             landmarks=load_landmarks(pack, device, fast=fast),
             encoder=_load_encoder(pack, device, fast=fast and config.engine == "onnxruntime"),
             generator=fused,
+            occlusion=load_occlusion(config.occlusion, pack, device, video=video, fast=fast),
             restorer=load_restorer(config.restorer, pack, device),
             device=device,
         )
@@ -219,7 +223,8 @@ class Swapper:
     ) -> Identities:
         """One person to swap in, from one or several photos.
 
-        The embedding is the mean over the photos; texture (guided swappers) is the first one's.
+        The embedding is the mean over the photos; texture (guided swappers) is the first one's,
+        without the rims of glasses where the target's occlusions are kept.
 
         Raises:
             NoFaceError: a photo without a face, or without that many.
@@ -238,6 +243,9 @@ class Swapper:
             return Identities((name,), embedding)
         mesh, alignment = self._align(*first, SOURCE_SIDE)
         crop = alignment.crop(first[0], first[1].frame, padding="reflection")
+        covered = self._covered(crop)
+        if covered is not None:
+            crop = without_rims(crop, covered)
         return Identities((name,), embedding, crop, _in_crop(mesh, alignment))
 
     def __call__(self, frames: Tensor, identities: Identities, choose: Choice) -> SwapResult:
@@ -286,14 +294,18 @@ class Swapper:
             at = alignment[rows].scaled(size / alignment.size)
             with self._stage("swap"), torch.no_grad():
                 target = at.crop(frames, faces.frame[rows])
+            covered = self._covered(target)
+            with self._stage("swap"), torch.no_grad():
                 crops, shape, target_mesh = self._generate(
-                    target, _in_crop(mesh[rows], at), identities, source[rows]
+                    target, _in_crop(mesh[rows], at), identities, source[rows], covered
                 )
             if self.restorer is not None:
                 with self._stage("restore"), torch.no_grad():
                     crops = self.restorer(crops, at.size / at.scale, self._safely)
             with self._stage("mask"):
                 mask = self._mask(shape, target_mesh, size)
+                if covered is not None:
+                    mask = mask * (1 - covered)
                 crops = self._match_color(crops, target, mask, rows, settle)
                 if opacity is not None:
                     mask = mask * opacity[rows].view(-1, 1, 1, 1)
@@ -362,6 +374,7 @@ class Swapper:
         mesh: Tensor,  # (N, P, 3) float32, crop px
         people: Identities,  # K rows
         source: Tensor,  # (N,) int64 row of `people` for each face
+        covered: Tensor | None,  # (N, 1, S, S) in [0, 1], what lies before the faces
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Swapped crops, landmarks of the swapped faces and of the targets, in crop px."""
         if isinstance(self.generator, GuidedAEINet):
@@ -372,11 +385,24 @@ class Swapper:
             texture, own, skin = self._textures(people.crop, people.mesh, target.shape[-1])
             identity = people.embedding.to(self.device)[source]
             guide, shape = make_guide(
-                model, texture[source], own[source], target, mesh, source_skin=skin.rows(source)
+                model,
+                texture[source],
+                own[source],
+                target,
+                mesh,
+                source_skin=skin.rows(source),
+                covered=covered,
             )
             return self._safely(lambda: net(target, identity, guide)), shape, mesh
         crops = self._unguided(target, people, source)
         return crops, self._landmarks_of(crops), mesh
+
+    def _covered(self, target: Tensor) -> Tensor | None:
+        """What lies before the target's faces and stays, ``(N, 1, S, S)`` in [0, 1]."""
+        if self.occlusion is None:
+            return None
+        with self._stage("occlusion"), torch.no_grad():
+            return self.occlusion(target, self._safely)
 
     def _textures(self, crop: Tensor, mesh: Tensor, side: int) -> tuple[Tensor, Tensor, Skin]:
         """Crops of people at a side, their meshes and skin; found once for all their frames."""

@@ -30,12 +30,13 @@ OPTIONS = {
     "": "--version --help",
     "image": "SOURCE TARGET --output --overwrite --quality --target-ref --all-faces --face --map "
     "--source-face --source-extra --pack --swapper --mask --color-match --no-color-match --alpha "
-    "--restore --no-restore --device --precision --config --set --json --verbose --quiet --help",
+    "--occlusion --no-occlusion --restore --no-restore --device --precision --config --set --json "
+    "--verbose --quiet --help",
     "video": "SOURCE CLIP --output --overwrite --target-ref --all-faces --face --map "
     "--source-face --source-extra --start --end --fps --codec --crf --preset --encoder --no-audio "
     "--max-gap --smoothing --detect-every --batch-size --resume --preview --sidecar --pack "
-    "--swapper --mask --color-match --no-color-match --alpha --restore --no-restore --device "
-    "--precision --config --set --json --verbose --quiet --help",
+    "--swapper --mask --color-match --no-color-match --alpha --occlusion --no-occlusion --restore "
+    "--no-restore --device --precision --config --set --json --verbose --quiet --help",
     "faces": "CLIP --output --start --end --pack --device --set --json --verbose --quiet --help",
     "weights": "--help",
     "weights list": "--commercial-only --json --help",
@@ -49,8 +50,8 @@ OPTIONS = {
     "doctor": "--json --help",
     "evaluate": "--sources --targets --triples --faceforensics --method --pairs --compression "
     "--compare --extractor --pairing --limit --frames --track --seed --output --overwrite --pack "
-    "--swapper --mask --color-match --no-color-match --alpha --restore --no-restore --device "
-    "--precision --config --set --json --verbose --quiet --help",
+    "--swapper --mask --color-match --no-color-match --alpha --occlusion --no-occlusion --restore "
+    "--no-restore --device --precision --config --set --json --verbose --quiet --help",
     "bench": "--help",
     "bench image": "--repeats --pack --device --precision --set --json --verbose --quiet --help",
     "bench video": "--size --seconds --faces --batch-size --pack --device --precision --set --json "

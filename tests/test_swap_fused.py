@@ -35,6 +35,7 @@ def plain_twin(swapper: Swapper, generator: torch.nn.Module) -> Swapper:
         landmarks=MeshLandmarker(load_model(pack.landmarks)),
         encoder=IdentityEncoder(load_model(pack.identity), mirrored=swapper.encoder.mirrored),
         generator=generator,
+        occlusion=swapper.occlusion,
         device=torch.device("cpu"),
     )
 

@@ -45,6 +45,10 @@ TASKS: dict[str, dict[str, Any]] = {
         "losses": {"adversarial_from": 0},
         "encoders": ["ENCODER"],
     },
+    "occlusion": {
+        "model": {"widths": [8, 8, 8]},
+        "sides": [32, 64],
+    },
     "detector": {
         "model": {"widths": (8, 8, 8, 8, 8), "depths": (1, 1, 1), "neck": 8},
         "size": 64,

@@ -30,7 +30,7 @@ NAMES = {path.stem for path in CONFIGS}
 def test_all_of_the_article_are_there():
     wanted = "aei_1blk aei_2blk aei_3blk aei_2blk_linknet aei_2blk_resnet aei_2blk_fpn "
     wanted += "aei_2blk_eyes distill_1blk lite_swapper lite_identity lite_landmarks "
-    wanted += "lite_detector debug restorer"
+    wanted += "lite_detector lite_occlusion debug restorer"
     assert set(wanted.split()) <= NAMES
 
 

@@ -133,7 +133,9 @@ def test_every_pack_names_known_files_of_the_right_role():
         for role in ("detector", "landmarks", "identity", "swapper"):
             assert known[getattr(pack, role)].role == role
             assert known[getattr(pack, role)].arch, "a pack needs files that something loads"
-        assert pack.restorer is None or known[pack.restorer].role == "restorer"
+        for role in ("restorer", "occlusion"):
+            name = getattr(pack, role)
+            assert name is None or known[name].role == role
         assert pack.mask in ("adaptive", "ghost")
 
 

@@ -31,6 +31,7 @@ ARCHITECTURES = {  # name -> module:class
     "identity": "faceswap.models.identity:IdentityNet",
     "iresnet100": "faceswap.models.iresnet:IResNet",
     "mesh": "faceswap.models.mesh:MeshNet",
+    "occlusion": "faceswap.models.occlusion:OcclusionNet",
     "restorer": "faceswap.models.restorer:Restorer",
 }
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt")

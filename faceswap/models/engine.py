@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from faceswap.models.guided import GuidedAEINet
 from faceswap.models.identity import IdentityNet
 from faceswap.models.mesh import MeshNet
+from faceswap.models.occlusion import OcclusionNet
 from faceswap.types import GUIDE_CHANNELS, Guide
 
 OPSET = 17
@@ -120,6 +121,21 @@ class IdentityEngine:
         crop: Tensor,  # (N, 3, S, S) float32
     ) -> Tensor:
         """See `IdentityNet.forward`."""
+        return self._run(crop)[0]
+
+
+class OcclusionEngine:
+    """Drop-in for an `OcclusionNet` on a CPU; leave the network as `load_model` gives it."""
+
+    def __init__(self, net: OcclusionNet) -> None:
+        example = {"face": torch.zeros(2, 3, 4 * net.stride, 4 * net.stride)}
+        self._run = Session(onnx_bytes(net, example, ("logits",), free=True))
+
+    def __call__(
+        self,
+        crop: Tensor,  # (N, 3, S, S) float32
+    ) -> Tensor:
+        """See `OcclusionNet.forward`."""
         return self._run(crop)[0]
 
 

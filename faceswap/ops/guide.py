@@ -63,6 +63,7 @@ def make_guide(
     *,
     identity: float = 1.0,  # 1 = the source's face shape, 0 = the target's
     source_skin: Skin | None = None,  # ``find_skin`` of the sources, if it is known already
+    covered: Tensor | None = None,  # (N, 1, R, R) in [0, 1], what lies before the targets' faces
 ) -> tuple[Guide, Tensor]:
     """Everything the guided generator needs to know of a swap.
 
@@ -85,7 +86,7 @@ def make_guide(
     # Hair of the source that is taken for brow would come along; a brow of the target that is taken
     # for hair would stay: each is given the room that errs on the good side.
     own = find_skin(source, source_mesh) if source_skin is None else source_skin
-    theirs = find_skin(target, target_mesh, brow_room=_BROW_ROOM)
+    theirs = find_skin(target, target_mesh, brow_room=_BROW_ROOM, covered=covered)
     # Beyond the source's oval there is hair, neck or background: no skin to show either.
     there = halves(torch.cat([own.bare, own.clear, 1 - own.core * (1 - own.hair)], 1))
     hair, skin = there[:, 2:], resized(there[:, :2], GRID) * resized(shown, GRID)

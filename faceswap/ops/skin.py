@@ -56,15 +56,17 @@ def find_skin(
     mesh: Tensor,  # (N, 478, 2 or 3) float32, crop px
     *,
     brow_room: float = 0.5,  # px of 128 above the brows' points that may still be brow, not hair
+    covered: Tensor | None = None,  # (N, 1, S, S) in [0, 1], what lies before the faces
 ) -> Skin:
-    """Bare skin and hair of faces."""
+    """Bare skin and hair of faces; what covers them is neither."""
     small = resized(images, GRID)
     points = (mesh[..., :2] + 0.5) * (GRID / images.shape[-1]) - 0.5
     unit = GRID / 128
     oval = _distance(points[:, constant(FACE_OVAL, points.device)])
     inside = (oval / (2 * unit) + 0.5).clamp(0, 1)
     core = ((oval / unit - 2) / 4).clamp(0, 1)
-    off = _strangeness(small, points)
+    open_ = None if covered is None else 1 - resized(covered, GRID)
+    off = _strangeness(small, points, open_)
     likely, shaded, deep = (
         _likely(off * constant(factor, off.device).view(1, 3, 1, 1))
         for factor in ((1.0, 1.0, 1.0), _SHADOW, _DEEP)
@@ -78,6 +80,8 @@ def find_skin(
     beside = (0.5 - oval / (4 * unit)).clamp(0, 1) * upper
     hair = torch.maximum(hair, beside)
     plain = inside * (1 - features)
+    if open_ is not None:
+        plain, hair = plain * open_, hair * open_
     return Skin(plain * shaded, plain * deep * (1 - hair), hair, core)
 
 
@@ -85,13 +89,17 @@ def _distance(polygon: Tensor) -> Tensor:
     return outline_distance(polygon, GRID // 2, GRID)
 
 
-def _strangeness(small: Tensor, points: Tensor) -> Tensor:
+def _strangeness(small: Tensor, points: Tensor, open_: Tensor | None) -> Tensor:
     """Deviations of each pixel's tones from the skin of cheeks and nose, ``(N, 3, 64, 64)``."""
     at = points[:, constant(CHEEKS, points.device)] * (2 / (GRID - 1)) - 1
     tones = _tones(small)
     seen = F.grid_sample(tones, at[:, None], align_corners=True, padding_mode="border")[:, :, 0]
-    middle = seen.median(2, keepdim=True).values
-    spread = 1.5 * (seen - middle).abs().median(2, keepdim=True).values
+    if open_ is not None:
+        free = F.grid_sample(open_, at[:, None], align_corners=True, padding_mode="border")[:, :, 0]
+        hidden = (free < 0.5) & (free > 0.5).any(2, keepdim=True)  # all of them: nothing to go by
+        seen = seen.masked_fill(hidden, torch.nan)
+    middle = seen.nanmedian(2, keepdim=True).values
+    spread = 1.5 * (seen - middle).abs().nanmedian(2, keepdim=True).values
     spread = spread.maximum(constant(_FLOOR, spread.device).view(1, 3, 1))
     off = (tones - middle[..., None]) / spread[..., None]
     # A highlight is skin; it is brighter, not of another colour.

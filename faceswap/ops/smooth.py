@@ -44,6 +44,36 @@ def average(
     return above / (below + trust)
 
 
+def guided_filter(
+    guide: Tensor,  # (N, 1, S', S') float, the picture whose edges count
+    images: Tensor,  # (N, 1, S, S) float
+    *,
+    radius: int,  # pixels of `images`
+    flat: float,  # variance of the guide below which it is taken for flat
+) -> Tensor:
+    """`images` with the edges of `guide` (He, Sun & Tang, ECCV 2010), at the side of the guide.
+
+    q = mean(a) I + mean(b), with a = cov(I, p) / (var(I) + flat) and b = mean(p) - a mean(I) over
+    windows of side 2 radius + 1. All but the first line goes on at the side of `images`, which may
+    be smaller (He & Sun, "Fast guided filter", 2015).
+
+    Returns:
+        ``(N, 1, S', S')``.
+    """
+
+    def box(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 2 * radius + 1, 1, radius, count_include_pad=False)
+
+    small = resized(guide, images.shape[-1])
+    parts = torch.cat([small, images, small * small, small * images], 1)
+    middle, level, square, product = box(parts).split(1, 1)
+    slope = (product - middle * level) / (square - middle * middle + flat)
+    line = box(torch.cat([slope, level - slope * middle], 1))
+    slope, offset = resized(line, guide.shape[-1]).split(1, 1)
+    out: Tensor = slope * guide + offset
+    return out
+
+
 def mean(
     images: Tensor,  # (N, C, S, S) float
     weight: Tensor,  # (N, 1, S, S) float >= 0

@@ -357,12 +357,62 @@ class RestorerRunConfig(RunConfig):
         return value
 
 
+class OcclusionModel(Settings):
+    """See `faceswap.models.occlusion.OcclusionNet`."""
+
+    widths: tuple[int, ...] = (16, 40, 80, 144, 160)
+    """Channels at 1/2, 1/4, 1/8 ... of the crop's side."""
+
+
+class Occluders(Settings):
+    """What is drawn before the faces, see `faceswap.train.occluders`."""
+
+    glasses: Unit = 0.65
+    """Share of faces that wear some; three in ten of them dark."""
+    things: Unit = 0.25
+    """Share with something else before them."""
+    hands: Unit = 0.4
+    """Share of these that are a hand."""
+    microphones: Unit = 0.25
+    """Share that are a microphone; the rest are boxes, round ones, anything."""
+
+
+class OcclusionLosses(Settings):
+    """Weights of the occlusion network's terms; 0 turns a term off."""
+
+    pixels: Weight = 1.0
+    """Cross-entropy of each pixel."""
+    overlap: Weight = 0.5
+    """1 - soft Dice of the batch, which weighs the few covered pixels like the many bare ones."""
+
+
+class OcclusionRunConfig(RunConfig):
+    """What lies before a face, learned from drawn occluders."""
+
+    task: Literal["occlusion"] = "occlusion"
+    """Which step function trains."""
+    model: OcclusionModel = OcclusionModel()
+    """The network that is trained."""
+    occluders: Occluders = Occluders()
+    """What is drawn."""
+    losses: OcclusionLosses = OcclusionLosses()
+    """Weight of each loss term."""
+    sides: tuple[int, ...] = Field((160,), min_length=1)
+    """Sides of the crops, one drawn for each step; batches are smaller by area at larger ones."""
+    leave_out: Unit = 0.3
+    """Share of the photos that most look as if they showed real glasses: nobody has marked them, so
+    they would teach that only drawn ones count."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of autocast; losses stay fp32."""
+
+
 SCHEMAS: dict[str, type[RunConfig]] = {
     **dict.fromkeys(LITE_LOSSES, TrainConfig),
     "aei": AeiConfig,
     "distill": DistillConfig,
     "detector": DetectorConfig,
     "restorer": RestorerRunConfig,
+    "occlusion": OcclusionRunConfig,
 }
 
 

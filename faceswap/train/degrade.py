@@ -28,13 +28,14 @@ def draw_coarse(
     generator: torch.Generator | None = None,
     *,
     smallest: float = 0.25,  # strongest downscaling
+    largest: float = 1.0,  # weakest
     noise: float = 0.04,  # largest standard deviation
 ) -> tuple[Coarse, ...]:
     """What `degrade` does, one factor a group of pictures so that the work stays batched."""
     n, channels, height, width = shape
     chosen = torch.rand(n, generator=generator) < probability
     groups = torch.randint(4, (n,), generator=generator)
-    factors = smallest + (1 - smallest) * torch.rand(4, generator=generator)
+    factors = smallest + (largest - smallest) * torch.rand(4, generator=generator)
     out = []
     for group, factor in enumerate(factors.tolist()):
         rows = torch.nonzero(chosen & (groups == group))[:, 0]

@@ -26,6 +26,7 @@ TASKS = {
     "distill": "faceswap.train.distill",
     "detector": "faceswap.train.detector",
     "restorer": "faceswap.train.restorer",
+    "occlusion": "faceswap.train.occlusion",
 }
 SHARED = ("aei", "distill")  # tasks that several processes can work on
 

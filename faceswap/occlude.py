@@ -1,0 +1,118 @@
+"""What lies before the target's face and stays: the stage that keeps glasses, hands, microphones.
+
+The mask of a swap is a hull around the face. What covers a part of the face belongs to the picture,
+not to the person, so it is taken out of that mask, and its colours tell nothing about the light on
+the skin. The source's own glasses belong to its photo, for the same reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from faceswap import weights
+from faceswap.config import OcclusionConfig
+from faceswap.errors import ConfigError, MissingWeightError
+from faceswap.models import load_model
+from faceswap.models.engine import OcclusionEngine
+from faceswap.models.fused import fuse
+from faceswap.models.occlusion import OcclusionNet
+from faceswap.ops.color import luma
+from faceswap.ops.smooth import average, gaussian, guided_filter, mean, resized
+
+SIDE = 160  # px, of the crops the network is trained on
+_FROM, _TO = 0.3, 0.7  # probabilities at which a pixel begins to stay, and stays altogether
+_REACH = 2  # px of `SIDE`, radius within which the mask is fitted to the edges of a larger picture
+_FLAT = 1e-3  # variance of the brightness below which there is no edge to follow
+# Of the side: half the width of what is thin enough to be filled in, and how far edges blur.
+_THIN, _RIM = 0.028, 0.006
+
+
+@dataclass(frozen=True, slots=True)
+class OcclusionMask:
+    """The network, on pictures of any side."""
+
+    network: nn.Module | OcclusionEngine
+
+    def __call__(
+        self,
+        target: Tensor,  # (N, 3, S, S) float in [0, 1], aligned faces
+        run: Callable[[Callable[[], Tensor]], Tensor],  # how a network is run, for its precision
+    ) -> Tensor:
+        """Share of each pixel that something lies before the face, ``(N, 1, S, S)`` in [0, 1]."""
+        size = target.shape[-1]
+        small = resized(target, SIDE).contiguous(memory_format=torch.channels_last)
+        found = run(lambda: self.network(small)).float().sigmoid()
+        covered = ((found - _FROM) / (_TO - _FROM)).clamp(0, 1)
+        if size <= SIDE:
+            return resized(covered, size)
+        return guided_filter(luma(target), covered, radius=_REACH, flat=_FLAT).clamp(0, 1)
+
+
+def without_rims(
+    images: Tensor,  # (N, 3, S, S) float in [0, 1]
+    covered: Tensor,  # (N, 1, S, S) in [0, 1], what lies before the faces
+) -> Tensor:
+    """The faces with thin things, such as the rims of glasses, filled in from beside them.
+
+    What is broader (dark lenses, hands) stays: there is nothing to fill it with.
+    """
+    size = images.shape[-1]
+    thin, rim = (max(1, round(part * size)) for part in (_THIN, _RIM))
+    hidden = (covered > 0.5).float()
+    broad = _grown(1 - _grown(1 - hidden, thin), thin + 2 * rim)
+    fine = _grown(hidden, rim) * (1 - broad)  # with the edge, where rim and skin mix
+    open_ = 1 - _grown(hidden, rim)
+    far = average(images, open_, sigma=4 * _THIN, prior=mean(images, open_), trust=1e-3)
+    near = average(images, open_, sigma=0.6 * _THIN, prior=far, trust=0.02)
+    return torch.lerp(images, near, gaussian(fine, 0.5 * rim).expand_as(images))
+
+
+def _grown(mask: Tensor, by: int) -> Tensor:
+    return F.max_pool2d(mask, 2 * by + 1, 1, by)
+
+
+def load_occlusion(
+    settings: OcclusionConfig,
+    pack: weights.Pack,
+    device: torch.device,
+    *,
+    video: bool,
+    fast: bool = False,
+) -> OcclusionMask | None:
+    """The occlusion network that the settings or the pack name; None where none is wanted.
+
+    Args:
+        settings: of the stage; where they leave it open, it is on for photos if the pack names a
+            network. It sees one frame at a time, and what it finds flickers where a face is blurred
+            by its movement: clips have it when they are told to.
+        pack: the pack in use.
+        device: where to.
+        video: whether it is for a clip.
+        fast: by onnxruntime.
+
+    Raises:
+        ConfigError: the file holds another kind of network.
+        MissingWeightError, WeightError: see `load_model`.
+    """
+    usual = pack.occlusion is not None and not video
+    if not (usual if settings.enabled is None else settings.enabled):
+        return None
+    name = settings.weights or pack.occlusion or "lite-occlusion"
+    if name in weights.entries() and not weights.present(name):
+        raise MissingWeightError(
+            f"occlusion network {name} is not here ({weights.path_of(weights.entry(name))}); use "
+            "--no-occlusion, or name a file of yours with --set occlusion.weights=FILE"
+        )
+    path = Path(name)
+    network = load_model(path if path.suffix == ".safetensors" else name, device=device)
+    if not isinstance(network, OcclusionNet):
+        raise ConfigError(f"{name}: holds a {type(network).__name__}, which masks no occlusion")
+    if fast:
+        return OcclusionMask(OcclusionEngine(network))
+    return OcclusionMask(fuse(network))

@@ -1,0 +1,174 @@
+"""Training of OcclusionNet: faces with something drawn before them, and where it is.
+
+Some photos show real glasses that nobody has marked. They would teach that only drawn ones count,
+so the photos that look most like it are left out (`faceswap.train.wearers`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from faceswap.errors import ConfigError
+from faceswap.models import save_model
+from faceswap.models.occlusion import OcclusionNet
+from faceswap.ops.color import luma
+from faceswap.ops.constant import constant
+from faceswap.ops.draw import outline_distance
+from faceswap.ops.geometry import align
+from faceswap.ops.topology import FACE, five_points
+from faceswap.train.config import OcclusionRunConfig
+from faceswap.train.data import Crops, map_points, recolor
+from faceswap.train.degrade import Coarse, degrade, draw_coarse
+from faceswap.train.mesh import mirror_order
+from faceswap.train.occluders import Drawn, cover, draw_occluders
+from faceswap.train.preview import save_sheet
+from faceswap.train.task import Task, autocast, check_finite
+from faceswap.train.transfer import feed_of, moved
+from faceswap.train.views import Jitter, Store, View
+from faceswap.train.wearers import glasses_score
+
+JITTER = Jitter(rotation=4, scale=0.07, shift=0.03)
+_COLOR = 0.25  # largest change of brightness, contrast, saturation
+_GREY = 0.8  # share of crops without colour: what is not of the colour of skin is too easy a sign
+_CELLS, _AROUND = 32, 0.05  # of the face's outline, and how far around it still counts, of the side
+# Most crops lose what is finer than their photos are: else what is sharp would be taken for drawn,
+# and a rim in a photo, which is as soft as the face, for none.
+_SOFT, _COARSE = 0.9, (56, 120)  # share, and sides in px that they are brought down to
+_SHEET = 12  # held-back faces in a preview
+
+
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """A batch before its views are made."""
+
+    view: View
+    size: int
+    mesh: Tensor  # (n, 478, 3) float32, view px
+    occluders: Drawn
+    color: Tensor  # (n, 6) random numbers of `recolor`
+    grey: Tensor  # (n, 1, 1, 1) bool, without colour
+    coarse: tuple[Coarse, ...]
+
+
+def occlusion_loss(
+    logits: Tensor,  # (N, 1, S, S) float32
+    truth: Tensor,  # (N, 1, S, S) in [0, 1], share of the pixel that is covered
+    weight: Tensor,  # (N, 1, S, S) in [0, 1], pixels that count
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the pixels, and 1 - soft Dice (Milletari et al., 3DV 2016).
+
+    L_pixels = sum w BCE(p, t) / sum w
+    L_overlap = 1 - (2 sum w p t + 1) / (sum w p + sum w t + 1), sums over the whole batch: one
+    picture alone may have nothing before it, where Dice says next to nothing.
+    """
+    probability = weight * logits.sigmoid()
+    each = F.binary_cross_entropy_with_logits(logits, truth, weight=weight, reduction="sum")
+    both, either = (probability * truth).sum(), probability.sum() + (weight * truth).sum()
+    return each / weight.sum().clamp_min(1), 1 - (2 * both + 1) / (either + 1)
+
+
+def near_face(
+    mesh: Tensor,  # (N, 478, 3) float32, crop px
+    size: int,
+) -> Tensor:
+    """The face and a little around it, ``(N, 1, S, S)`` in [0, 1].
+
+    Beside a face nobody can tell what is drawn there from what is simply there.
+    """
+    rim = mesh[:, constant(FACE, mesh.device), :2]
+    return (outline_distance(rim, _CELLS, size) / (_AROUND * size) + 1).clamp(0, 1)
+
+
+def bare(data: Crops, rows: Tensor, leave_out: float) -> Tensor:
+    """Rows without the share that looks most as if it showed real glasses; one stays at least."""
+    score = glasses_score(data)[rows] if leave_out else torch.zeros(len(rows))
+    keep = max(1, len(rows) - round(leave_out * len(rows)))
+    return rows[score.argsort(stable=True)[:keep]].sort().values
+
+
+def build(config: OcclusionRunConfig, data: Crops, device: torch.device) -> Task:
+    """The occlusion task on a prepared folder."""
+    net = OcclusionNet(**config.model.model_dump()).to(device)
+    for side in config.sides:
+        if side % net.stride or side < net.stride:
+            raise ConfigError(f"sides: {side} is no multiple of {net.stride}")
+    net = net.to(memory_format=torch.channels_last)
+    rows, held = data.split()
+    rows = bare(data, rows, config.leave_out)
+    store = Store(data, device)
+    order = mirror_order(data.mesh)
+    base = {
+        side: align(five_points(data.mesh), side, template=data.template).matrix
+        for side in config.sides
+    }
+    optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=0.02, fused=True)
+
+    def draw(generator: torch.Generator) -> _Draw:
+        size = config.sides[int(torch.randint(len(config.sides), (1,), generator=generator))]
+        n = max(2, round(config.batch_size * (min(config.sides) / size) ** 2))
+        pick = rows[torch.randint(len(rows), (n,), generator=generator)]
+        view = store.draw(pick, base[size][pick], size, JITTER, generator)
+        mesh = map_points(data.mesh[pick], view.matrix)
+        mesh = torch.where(view.flip[:, None, None], mesh[:, order], mesh)
+        occluders = draw_occluders(n, size, config.occluders, generator)
+        color = torch.rand(n, 6, generator=generator)
+        low, high = (min(1.0, side / size) for side in _COARSE)
+        shape = (n, 3, size, size)
+        coarse = draw_coarse(shape, _SOFT, generator, smallest=low, largest=high)
+        grey = torch.rand(n, 1, 1, 1, generator=generator) < _GREY
+        return _Draw(view, size, mesh, occluders, color, grey, coarse)
+
+    feed = feed_of(draw, config, device, data.wait)
+
+    def views(drawn: _Draw) -> tuple[Tensor, Tensor, Tensor]:
+        images = store.show(drawn.view, drawn.size)
+        images, truth = cover(images, drawn.mesh, drawn.occluders)
+        images = degrade(recolor(images, drawn.color, _COLOR), drawn.coarse)
+        images = torch.where(drawn.grey, luma(images), images)
+        return images, truth, near_face(drawn.mesh, drawn.size)
+
+    def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
+        drawn = moved(feed.take(index, generator), device)
+        with torch.no_grad():
+            images, truth, near = views(drawn)
+        net.train()
+        with autocast(config.precision, device):
+            logits = net(images.contiguous(memory_format=torch.channels_last))
+        pixels, overlap = occlusion_loss(logits.float(), truth, near)
+        terms = {"pixels": pixels, "overlap": overlap}
+        check_finite(terms)
+        optimizer.zero_grad()
+        torch.stack(
+            [getattr(config.losses, n) * term for n, term in terms.items()]
+        ).sum().backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        found, wanted = ((x > 0.5) & (near > 0.5) for x in (logits.detach().sigmoid(), truth))
+        either = (found | wanted).sum().clamp_min(1)
+        return {**terms, "iou_%": 100 * (found & wanted).sum() / either}
+
+    @torch.no_grad()
+    def preview(average: nn.Module, path: Path) -> None:
+        """Held-back faces, bare and with something drawn, each above what is found there."""
+        random, size = torch.Generator().manual_seed(2), max(config.sides)
+        pick = held[:_SHEET]
+        still = moved(store.still(pick, base[size][pick]), device)
+        bare = store.show(still, size)
+        mesh = map_points(data.mesh[pick], base[size][pick]).to(device)
+        occluders = draw_occluders(len(pick), size, config.occluders, random)
+        covered, truth = cover(bare, mesh, moved(occluders, device))
+        rows = []
+        for images in (bare, covered):
+            rows += [images, average.eval()(images).sigmoid().expand_as(images)]
+        save_sheet(path, [*rows, truth.expand_as(bare)])
+
+    def export(average: nn.Module, out: Path) -> None:
+        args = config.model.model_dump(mode="json")
+        save_model(out / "occlusion.safetensors", average, "occlusion", args)
+
+    return Task({"occlusion": net}, {"occlusion": optimizer}, step, "occlusion", export, preview)

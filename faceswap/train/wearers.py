@@ -1,0 +1,104 @@
+"""Which prepared photos show real glasses, although nobody has said so.
+
+Glasses have a bar across the nose, where bare skin is smooth: that is a weak sign. Recognisers know
+glasses without having been asked, so a logistic regression on their embeddings, taught by the weak
+sign and taken from people it was not fitted to, makes a good one of it (self-training, cross-fitted
+by person).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from faceswap.ops.color import luma
+from faceswap.ops.geometry import align
+from faceswap.ops.topology import five_points
+from faceswap.train.data import Crops, cut, map_points
+
+_SIDE = 96  # px, of the crops that are looked at
+_PART = 256
+_BETWEEN, _TIP, _CORNERS = 9, 5, (133, 362)  # brows' middle, nose's tip, inner corners of the eyes
+_ROWS, _COLUMNS = 24, 7  # of the strip across the nose
+_HALF_WIDTH, _DOWN = 0.22, 0.75  # its extent, in distances of the corners and lengths of the nose
+_STEPS = 3  # rows, half the thickness of a bar
+_BARS = ((_STEPS, -_STEPS), (None, -2 * _STEPS), (2 * _STEPS, None))  # it, above it, below
+_FOLDS, _ROUNDS = 5, 3
+_SURE, _FREE = 0.93, 0.65  # ranks from which, and up to which, the sign is believed
+
+
+def glasses_score(data: Crops) -> Tensor:
+    """How much each photo looks as if the person wore glasses, ``(M,) float32``, any scale."""
+    bar = torch.cat([_bar(data, part) for part in torch.arange(len(data)).split(_PART)])
+    sign = _rank(_rank(bar).mean(1, keepdim=True))[:, 0]
+    if data.embedding is None or len(data) < 50 * _FOLDS:
+        return sign
+    score = sign
+    for _ in range(_ROUNDS):
+        score = _standard(_learned(data, score)) + 0.7 * _standard(sign)
+    return score
+
+
+def _bar(data: Crops, rows: Tensor) -> Tensor:
+    """Strength of a bar and of an edge across the nose, ``(n, 2)``, shares of the brightness."""
+    matrix = align(five_points(data.mesh[rows]), _SIDE, template=data.template).matrix
+    grey = luma(cut(data.read(rows), matrix, _SIDE))
+    grey = F.avg_pool2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    mesh = map_points(data.mesh[rows], matrix)[..., :2]
+    down = mesh[:, _TIP] - mesh[:, _BETWEEN]
+    across = mesh[:, _CORNERS[1]] - mesh[:, _CORNERS[0]]
+    u = torch.linspace(0, _DOWN, _ROWS).view(1, -1, 1, 1)
+    v = torch.linspace(-_HALF_WIDTH, _HALF_WIDTH, _COLUMNS).view(1, 1, -1, 1)
+    places = mesh[:, None, None, _BETWEEN] + u * down[:, None, None] + v * across[:, None, None]
+    strip = F.grid_sample(grey, places * (2 / (_SIDE - 1)) - 1, align_corners=True)
+    profile = strip[:, 0].mean(2)
+    middle, above, below = (profile[:, a:b] for a, b in _BARS)
+    bar = (2 * middle - above - below).abs().amax(1)
+    edge = (profile[:, 2:] - profile[:, :-2]).abs().amax(1)
+    return torch.stack([bar, edge], 1) / profile.mean(1, keepdim=True).clamp_min(0.1)
+
+
+def _learned(data: Crops, score: Tensor) -> Tensor:
+    """A logistic regression on the embeddings, of who scores high, for people left out of it."""
+    assert data.embedding is not None
+    features = F.normalize(data.embedding)
+    features = (features - features.mean(0)) / features.std(0).clamp_min(1e-6)
+    rank = _rank(score[:, None])[:, 0]
+    known = (rank > _SURE) | (rank < _FREE)
+    out = torch.zeros(len(data))
+    for fold in range(_FOLDS):
+        mine = data.identity % _FOLDS == fold
+        out[mine] = _fit(features[known & ~mine], rank[known & ~mine] > _SURE)(features[mine])
+    return out
+
+
+def _fit(features: Tensor, is_so: Tensor) -> torch.nn.Module:
+    """Logistic regression with both classes weighed alike."""
+    line = torch.nn.Linear(features.shape[1], 1)
+    torch.nn.init.zeros_(line.weight)
+    truth = is_so.float()
+    balance = (1 - truth).sum() / truth.sum().clamp_min(1)
+    optimizer = torch.optim.LBFGS(line.parameters(), max_iter=60)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        logits = line(features)[:, 0]
+        out = F.binary_cross_entropy_with_logits(logits, truth, pos_weight=balance)
+        out = out + 2e-3 * line.weight.square().sum()
+        out.backward()
+        return out
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    line.requires_grad_(False)
+    return torch.nn.Sequential(line, torch.nn.Flatten(0))
+
+
+def _rank(values: Tensor) -> Tensor:
+    """Each column's ranks in [0, 1)."""
+    return values.argsort(0).argsort(0).float() / len(values)
+
+
+def _standard(values: Tensor) -> Tensor:
+    return (values - values.mean()) / values.std().clamp_min(1e-6)

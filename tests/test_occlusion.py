@@ -1,0 +1,371 @@
+"""What lies before a face: drawn occluders, the network's losses, and the stage that keeps them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+import torch
+from torch import Tensor, nn
+
+from faceswap import weights
+from faceswap.config import OcclusionConfig, SwapConfig
+from faceswap.errors import ConfigError, MissingWeightError
+from faceswap.models import build, load_model, save_model
+from faceswap.models.engine import OcclusionEngine
+from faceswap.models.guided import GuidedAEINet
+from faceswap.models.occlusion import OcclusionNet
+from faceswap.occlude import SIDE, OcclusionMask, load_occlusion, without_rims
+from faceswap.ops.geometry import align
+from faceswap.ops.guide import make_guide
+from faceswap.ops.shape import ShapeModel
+from faceswap.ops.smooth import guided_filter
+from faceswap.ops.topology import FACE, five_points
+from faceswap.photo import swap_image
+from faceswap.swap import Swapper
+from faceswap.train.config import Occluders, load_train_config
+from faceswap.train.data import Crops, load_crops
+from faceswap.train.occluders import cover, draw_occluders
+from faceswap.train.occlusion import bare, near_face, occlusion_loss
+from faceswap.train.run import run_training
+from faceswap.train.wearers import glasses_score
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CONFIG = Path(__file__).parents[1] / "configs" / "lite_occlusion.yaml"
+SMALL = {"widths": (4, 8, 8)}
+
+
+# ---------------------------------------------------------------- drawing
+
+
+def faces(n: int, size: int = 128) -> tuple[Tensor, Tensor]:
+    """Grey pictures, and a flat mesh of a face that looks into the camera."""
+    mesh = (synthetic.mesh() * (size / synthetic.SIZE)).expand(n, 478, 3).clone()
+    mesh[:, 10, :2] = mesh[:, [33, 263], :2].mean(1) - torch.tensor([0.0, 0.3 * size])
+    mesh[:, 152, :2] = mesh[:, [33, 263], :2].mean(1) + torch.tensor([0.0, 0.5 * size])
+    return torch.full((n, 3, size, size), 0.6), mesh
+
+
+def drawn(n: int, size: int, seed: int = 0, **odds: float):
+    return draw_occluders(n, size, Occluders(**odds), torch.Generator().manual_seed(seed))
+
+
+def test_nothing_drawn_changes_nothing():
+    images, mesh = faces(4)
+    out, truth = cover(images, mesh, drawn(4, 128, glasses=0, things=0))
+    assert torch.equal(out, images)
+    assert not bool(truth.any())
+
+
+@pytest.mark.parametrize("odds", [{"glasses": 1, "things": 0}, {"glasses": 0, "things": 1}])
+def test_what_is_called_covered_has_changed_and_far_from_it_nothing_has(odds):
+    images, mesh = faces(24)
+    out, truth = cover(images, mesh, drawn(24, 128, **odds))
+    assert 0.005 < float(truth.mean()) < 0.5
+    assert 0 <= float(out.min()) <= float(out.max()) <= 1
+    changed = (out - images).abs().amax(1, keepdim=True)
+    # Some things happen to have the colour of what they cover, but not most of them.
+    assert float((changed > 0.02)[truth > 0.99].float().mean()) > 0.9
+    near = nn.functional.max_pool2d(truth, 17, 1, 8) > 0
+    lenses = 0.05  # clear ones take a little light over a wide area
+    if odds["things"]:
+        assert not bool(changed[~near].any())
+    else:
+        assert float((changed[~near] > lenses).float().mean()) < 0.05
+
+
+def test_glasses_sit_on_the_eyes_and_clear_ones_leave_them_to_be_seen():
+    images, mesh = faces(64)
+    _, truth = cover(images, mesh, drawn(64, 128, glasses=1, things=0))
+    eyes = mesh[0, [33, 133, 362, 263], :2]
+    reach = float(eyes[3, 0] - eyes[0, 0])
+    y, x = torch.nonzero(truth.mean((0, 1)) > 0.15, as_tuple=True)
+    middle = eyes.mean(0)
+    assert abs(float(x.float().mean() - middle[0])) < 0.05 * reach
+    assert abs(float(y.float().mean() - middle[1])) < 0.15 * reach
+    pupils = [eyes[:2].mean(0).round().long(), eyes[2:].mean(0).round().long()]
+    seen = torch.stack([truth[:, 0, at[1], at[0]] < 0.5 for at in pupils]).all(0)
+    assert 0.4 < float(seen.float().mean()) < 0.85  # three in ten are dark, a few gleam
+
+
+def test_glasses_turn_with_the_head():
+    images, mesh = faces(32)
+    turned = mesh.clone()
+    yaw = math.radians(40)
+    x = mesh[..., 0] - 63.5
+    turned[..., 0], turned[..., 2] = 63.5 + x * math.cos(yaw), x * math.sin(yaw)
+    glasses = drawn(32, 128, glasses=1, things=0)
+
+    def reach(mesh: Tensor) -> tuple[float, float]:
+        """How far it covers pictures to the left and to the right of the eyes' middle."""
+        truth = cover(images, mesh, glasses)[1].mean((0, 1))
+        across = torch.nonzero(truth.amax(0) > 0.4)[:, 0]
+        middle = mesh[0, [33, 133, 362, 263], 0].mean()
+        return float(middle - across.min()), float(across.max() - middle)
+
+    left, right = reach(mesh)
+    assert left == pytest.approx(right, abs=2)
+    # The left side is nearer now: its temple shows, that of the other side lies behind the head.
+    left, right = reach(turned)
+    assert left > right + 6
+
+
+def test_the_same_numbers_draw_the_same_things():
+    images, mesh = faces(6)
+    one, other = (cover(images, mesh, drawn(6, 128, seed=3)) for _ in range(2))
+    assert torch.equal(one[0], other[0])
+    assert torch.equal(one[1], other[1])
+    assert not torch.equal(one[0], cover(images, mesh, drawn(6, 128, seed=4))[0])
+
+
+# ---------------------------------------------------------------- loss
+
+
+def test_the_loss_by_hand():
+    logits = torch.tensor([0.0, 2.0, 5.0]).view(3, 1, 1, 1)  # three pictures of a pixel
+    truth = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1, 1)
+    weight = torch.tensor([1.0, 0.5, 0.0]).view(3, 1, 1, 1)
+    p = [0.5, 1 / (1 + math.exp(-2))]
+    pixels, overlap = occlusion_loss(logits, truth, weight)
+    assert float(pixels) == pytest.approx((-math.log(p[0]) - 0.5 * math.log(1 - p[1])) / 1.5)
+    assert float(overlap) == pytest.approx(1 - (2 * p[0] + 1) / (p[0] + 0.5 * p[1] + 1 + 1))
+
+
+def test_what_lies_beside_the_face_does_not_count():
+    _, mesh = faces(1)
+    near = near_face(mesh, 128)[0, 0]
+    rim = mesh[0, list(FACE), :2]
+    middle = rim.mean(0).round().long()
+    assert near[middle[1], middle[0]] == 1
+    left = int(rim[:, 0].min())
+    assert near[middle[1], left + 3] == 1
+    assert 0.1 < near[middle[1], left - 3] < 0.9
+    assert near[middle[1], left - 10] == 0
+
+
+def test_it_learns(tmp_path):
+    synthetic.prepared(tmp_path / "data", people=8)
+    sets = ["sides=[64]", "batch_size=8", "steps=160", "warmup=5", "log_every=20", "workers=0"]
+    sets += ["precision=fp32", "model.widths=[8, 16, 32, 32]", "lr=1e-2"]
+    sets += ["occluders.glasses=1", "occluders.things=0", "save_every=160", "leave_out=0"]
+    config = load_train_config(CONFIG, [f"data={tmp_path / 'data'}", *sets])
+    run_training(config, tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    first, last = (json.loads(lines[i]) for i in (0, -1))
+    assert last["pixels"] < 0.75 * first["pixels"]
+    assert last["iou_%"] > 40  # of saying nowhere: 0
+    assert (tmp_path / "run" / "sample-0000160.png").is_file()
+    assert isinstance(load_model(tmp_path / "run" / "occlusion.safetensors"), OcclusionNet)
+
+
+def test_a_side_the_network_cannot_halve_is_told(tmp_path):
+    synthetic.prepared(tmp_path / "data", people=2)
+    config = load_train_config(CONFIG, [f"data={tmp_path / 'data'}", "sides=[100]"])
+    with pytest.raises(ConfigError, match="sides: 100 is no multiple of 32"):
+        run_training(config, tmp_path / "run")
+
+
+# ---------------------------------------------------------------- network and stage
+
+
+def test_the_network_tells_pixels_at_any_side():
+    net = build("occlusion", **SMALL).eval()
+    assert isinstance(net, OcclusionNet)
+    for side in (net.stride, 5 * net.stride):
+        assert net(torch.rand(2, 3, side, side)).shape == (2, 1, side, side)
+    with pytest.raises(ConfigError, match="at least two"):
+        build("occlusion", widths=(8,))
+
+
+def test_onnxruntime_gives_the_same():
+    torch.manual_seed(0)
+    net = build("occlusion", **SMALL).eval()
+    assert isinstance(net, OcclusionNet)
+    engine = OcclusionEngine(net)
+    for side in (32, 64):
+        crop = torch.rand(3, 3, side, side)
+        with torch.no_grad():
+            torch.testing.assert_close(engine(crop), net(crop), atol=1e-4, rtol=1e-4)
+
+
+class _Stripe(nn.Module):
+    """Says that the left half of every picture is covered, and remembers the sides it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sides: list[int] = []
+
+    def forward(self, crop: Tensor) -> Tensor:
+        self.sides.append(crop.shape[-1])
+        logits = torch.full_like(crop[:, :1], -9.0)
+        logits[..., : crop.shape[-1] // 2] = 9.0
+        return logits
+
+
+@pytest.mark.parametrize("size", [64, SIDE, 256, 512])
+def test_crops_of_any_side(size):
+    stripe = _Stripe()
+    covered = OcclusionMask(stripe)(torch.rand(2, 3, size, size), lambda run: run())
+    assert stripe.sides == [SIDE]
+    assert covered.shape == (2, 1, size, size)
+    assert float(covered[..., : size // 2 - size // 16].min()) > 0.99
+    assert float(covered[..., size // 2 + size // 16 :].max()) < 0.01
+
+
+def test_a_coarse_mask_follows_the_edges_of_the_picture():
+    picture = torch.zeros(1, 1, 64, 64)
+    picture[..., 30:] = 1.0
+    coarse = torch.linspace(-1.5, 2.5, 64).clamp(0, 1).expand(1, 1, 64, 64)
+    fine = guided_filter(picture, coarse, radius=6, flat=1e-3)
+    jump = float((fine[..., 30] - fine[..., 29]).mean())
+    assert jump > 5 * float((coarse[..., 30] - coarse[..., 29]).mean())
+    # Without an edge to follow it is a mean of means.
+    flat = guided_filter(torch.full_like(picture, 0.5), coarse, radius=6, flat=1e-3)
+    box = nn.AvgPool2d(13, 1, 6, count_include_pad=False)
+    torch.testing.assert_close(flat, box(box(coarse)), atol=1e-4, rtol=0)
+
+
+def test_what_is_asked_for_is_loaded(tmp_path, monkeypatch):
+    pack, cpu = weights.pack("lite"), torch.device("cpu")
+    ghost = weights.pack("ghost-2")
+    assert load_occlusion(OcclusionConfig(enabled=False), pack, cpu, video=False) is None
+    assert load_occlusion(OcclusionConfig(), ghost, cpu, video=False) is None, "as the original"
+    assert load_occlusion(OcclusionConfig(), pack, cpu, video=True) is None, "it may flicker"
+    path = tmp_path / "own.safetensors"
+    save_model(path, build("occlusion", **SMALL), "occlusion", SMALL)
+    own = OcclusionConfig(enabled=True, weights=str(path))
+    for each, video in itertools.product((pack, ghost), (False, True)):
+        assert isinstance(load_occlusion(own, each, cpu, video=video), OcclusionMask)
+    other = tmp_path / "other.safetensors"
+    args = {"widths": (8, 8), "depths": (1, 1)}
+    save_model(other, build("restorer", **args), "restorer", args)
+    with pytest.raises(ConfigError, match=r"holds a Restorer, which masks no occlusion"):
+        load_occlusion(OcclusionConfig(weights=str(other)), pack, cpu, video=False)
+    monkeypatch.setattr(weights, "present", lambda name: False)
+    with pytest.raises(MissingWeightError, match=r"--no-occlusion"):
+        load_occlusion(OcclusionConfig(), pack, cpu, video=False)
+
+
+@pytest.fixture(scope="module")
+def photos() -> tuple[np.ndarray, np.ndarray]:
+    """A public-domain face, mirrored and darker, and as it is."""
+    data = pytest.importorskip("skimage.data")
+    target = np.ascontiguousarray(data.astronaut()[0:256, 100:356])
+    return np.ascontiguousarray((target[:, ::-1] * 0.7).astype(np.uint8)), target
+
+
+def swapped(photos: tuple[np.ndarray, np.ndarray], swapper: Swapper) -> np.ndarray:
+    image = swap_image(swapper, *photos).image
+    assert image is not None
+    return image.permute(1, 2, 0).numpy()
+
+
+def test_what_is_covered_stays_as_it_is(lite_pack, photos):
+    swapper = Swapper.from_config(SwapConfig.model_validate({"occlusion": {"enabled": False}}))
+    assert swapper.occlusion is None
+    plain = swapped(photos, swapper)
+    swapper.occlusion = OcclusionMask(_Stripe())
+    half = swapped(photos, swapper)
+    changed = np.abs(plain.astype(int) - photos[1]).max(2) > 8
+    columns = np.nonzero(changed.any(0))[0]
+    middle = (columns[0] + columns[-1]) // 2
+    left, right = slice(0, middle - 12), slice(middle + 12, None)
+    assert changed[:, left].sum() > 300
+    assert np.array_equal(half[:, left], photos[1][:, left])
+    assert (np.abs(half.astype(int) - photos[1]).max(2) > 8)[:, right].sum() > 300
+
+
+def test_light_is_not_taken_from_what_covers_the_face(lite_pack, photos):
+    """A dark cloth, not unlike skin in shadow, must not darken the face beside it."""
+    swapper = Swapper.from_config(SwapConfig())
+    net = swapper.generator
+    assert isinstance(net, GuidedAEINet)
+    model = ShapeModel(net.shape_mean, net.shape_basis, net.shape_expression)
+    frame = torch.from_numpy(photos[1]).permute(2, 0, 1)[None]
+    faces = swapper.detect(frame)
+    mesh = swapper.dense(frame, faces)
+    at = align(five_points(mesh), 128, template=swapper.pack.template)
+    crop = at.crop(frame, faces.frame)
+    mesh = torch.cat([at.points(mesh[..., :2]), mesh[..., 2:] * at.scale[:, None, None]], -1)
+    cloth = crop.clone()
+    cloth[..., :40] *= 0.55
+    covered = torch.zeros_like(crop[:, :1])
+    covered[..., :40] = 1.0
+
+    def lit(target: Tensor, covered: Tensor | None) -> Tensor:
+        guide, _ = make_guide(model, crop * 0.8, mesh, target, mesh, covered=covered)
+        return guide.image[..., 40:110, 50:95]
+
+    truth = lit(crop, None)
+    told, not_told = ((lit(cloth, c) - truth).abs().mean() for c in (covered, None))
+    assert told < 0.6 * not_told
+
+
+# ---------------------------------------------------------------- who wears real glasses
+
+
+def wearing(tmp_path: Path, people: int, *, embedding: bool) -> tuple[Crops, Tensor]:
+    """Faces of which every fourth has a bar across the nose, one in eight of those hardly."""
+    data = load_crops(synthetic.prepared(tmp_path / "data", people=people, photos=1))
+    random = torch.Generator().manual_seed(0)
+    mesh = data.mesh.clone()
+    mesh[:, 9, :2] = mesh[:, [33, 133, 362, 263], :2].mean(1) - torch.tensor([0.0, 4.0])
+    mesh[:, 5, :2] = mesh[:, 9, :2] + torch.tensor([0.0, 12.0])
+    wears = torch.arange(people) % 4 == 0
+    images = data.images[0].clone()
+    noise = 12 * torch.randn(images.shape, generator=random)
+    images = (images.float() + noise).clamp(0, 255).byte()
+    x, y = (round(float(v)) for v in mesh[0, 9, :2])
+    for row in torch.nonzero(wears)[:, 0].tolist():
+        images[row, :, y + 4 : y + 6, x - 5 : x + 6] = 10 if row % 32 else 110
+    vectors = torch.randn(people, 16, generator=random) + wears[:, None] * 0.7
+    found = replace(data, images=(images,), mesh=mesh, embedding=vectors if embedding else None)
+    return found, wears
+
+
+@pytest.mark.parametrize("embedding", [False, True])
+def test_glasses_are_told_by_the_bar_and_by_what_recognisers_know(tmp_path, embedding):
+    data, wears = wearing(tmp_path, 320, embedding=embedding)
+    score = glasses_score(data)
+    right = (score[wears][:, None] > score[~wears][None]).float().mean()
+    assert right > (0.97 if embedding else 0.85)
+
+
+def test_their_photos_are_left_out(tmp_path):
+    data, wears = wearing(tmp_path, 80, embedding=False)
+    rows = torch.arange(80)[::2]
+    kept = bare(data, rows, 0.5)
+    assert len(kept) == 20
+    assert set(kept.tolist()) <= set(rows.tolist())
+    assert float(wears[kept].float().mean()) < 0.5 * float(wears[rows].float().mean())
+    assert torch.equal(bare(data, rows, 0.0), rows)
+    assert len(bare(data, rows, 1.0)) == 1
+
+
+# ---------------------------------------------------------------- the source's glasses
+
+
+def test_rims_are_filled_in_and_nothing_else_changes():
+    y, x = torch.meshgrid(torch.arange(256.0), torch.arange(256.0), indexing="ij")
+    skin = (0.5 + 0.001 * x + 0.0005 * y).expand(1, 3, 256, 256).contiguous()
+    radius = ((x - 128).square() + (y - 128).square()).sqrt()
+    rim = ((radius - 40).abs() < 2.5).float().expand(1, 1, 256, 256)
+    out = without_rims(skin * (1 - rim), rim)
+    assert float((out - skin).abs().max()) < 0.03
+    far = ((radius - 40).abs() > 14).expand_as(skin)
+    assert torch.equal(out[far], skin[far])
+
+
+def test_dark_lenses_stay():
+    images = torch.full((1, 3, 256, 256), 0.6)
+    lens = torch.zeros(1, 1, 256, 256)
+    lens[..., 100:140, 60:120] = 1
+    images = images * (1 - 0.9 * lens)
+    assert torch.equal(without_rims(images, lens), images)
