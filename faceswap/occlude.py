@@ -23,12 +23,16 @@ from faceswap.models.engine import OcclusionEngine
 from faceswap.models.fused import fuse
 from faceswap.models.occlusion import OcclusionNet
 from faceswap.ops.color import luma
+from faceswap.ops.constant import constant
+from faceswap.ops.draw import outline_distance
 from faceswap.ops.smooth import average, gaussian, guided_filter, mean, resized
+from faceswap.ops.topology import FACE, MESH_POINTS
 
 SIDE = 160  # px, of the crops the network is trained on
-_FROM, _TO = 0.3, 0.7  # probabilities at which a pixel begins to stay, and stays altogether
+_FROM, _TO = 0.5, 0.85  # probabilities at which a pixel begins to stay, and stays altogether
 _REACH = 2  # px of `SIDE`, radius within which the mask is fitted to the edges of a larger picture
 _FLAT = 1e-3  # variance of the brightness below which there is no edge to follow
+_CELLS, _AROUND = 32, 0.05  # of the face's outline, and how far around it still counts, of the side
 # Of the side: half the width of what is thin enough to be filled in, and how far edges blur.
 _THIN, _RIM = 0.028, 0.006
 
@@ -42,16 +46,34 @@ class OcclusionMask:
     def __call__(
         self,
         target: Tensor,  # (N, 3, S, S) float in [0, 1], aligned faces
+        mesh: Tensor,  # (N, P, 2 or 3) float32, crop px
         run: Callable[[Callable[[], Tensor]], Tensor],  # how a network is run, for its precision
     ) -> Tensor:
-        """Share of each pixel that something lies before the face, ``(N, 1, S, S)`` in [0, 1]."""
+        """Share of each pixel that something lies before the face, ``(N, 1, S, S)`` in [0, 1].
+
+        Where there is no face nothing lies before it; landmarks other than the 478 do not tell.
+        """
         size = target.shape[-1]
         small = resized(target, SIDE).contiguous(memory_format=torch.channels_last)
         found = run(lambda: self.network(small)).float().sigmoid()
         covered = ((found - _FROM) / (_TO - _FROM)).clamp(0, 1)
         if size <= SIDE:
-            return resized(covered, size)
-        return guided_filter(luma(target), covered, radius=_REACH, flat=_FLAT).clamp(0, 1)
+            covered = resized(covered, size)
+        else:
+            covered = guided_filter(luma(target), covered, radius=_REACH, flat=_FLAT).clamp(0, 1)
+        return covered * near_face(mesh, size) if mesh.shape[1] == MESH_POINTS else covered
+
+
+def near_face(
+    mesh: Tensor,  # (N, 478, 3) float32, crop px
+    size: int,
+) -> Tensor:
+    """The face and a little around it, ``(N, 1, S, S)`` in [0, 1].
+
+    Beside a face nobody can tell what is drawn there from what is simply there.
+    """
+    rim = mesh[:, constant(FACE, mesh.device), :2]
+    return (outline_distance(rim, _CELLS, size) / (_AROUND * size) + 1).clamp(0, 1)
 
 
 def without_rims(

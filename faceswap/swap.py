@@ -243,10 +243,11 @@ class Swapper:
             return Identities((name,), embedding)
         mesh, alignment = self._align(*first, SOURCE_SIDE)
         crop = alignment.crop(first[0], first[1].frame, padding="reflection")
-        covered = self._covered(crop)
+        mesh = _in_crop(mesh, alignment)
+        covered = self._covered(crop, mesh)
         if covered is not None:
             crop = without_rims(crop, covered)
-        return Identities((name,), embedding, crop, _in_crop(mesh, alignment))
+        return Identities((name,), embedding, crop, mesh)
 
     def __call__(self, frames: Tensor, identities: Identities, choose: Choice) -> SwapResult:
         """Swap faces in a batch of frames.
@@ -294,10 +295,11 @@ class Swapper:
             at = alignment[rows].scaled(size / alignment.size)
             with self._stage("swap"), torch.no_grad():
                 target = at.crop(frames, faces.frame[rows])
-            covered = self._covered(target)
+            here = _in_crop(mesh[rows], at)
+            covered = self._covered(target, here)
             with self._stage("swap"), torch.no_grad():
                 crops, shape, target_mesh = self._generate(
-                    target, _in_crop(mesh[rows], at), identities, source[rows], covered
+                    target, here, identities, source[rows], covered
                 )
             if self.restorer is not None:
                 with self._stage("restore"), torch.no_grad():
@@ -397,12 +399,12 @@ class Swapper:
         crops = self._unguided(target, people, source)
         return crops, self._landmarks_of(crops), mesh
 
-    def _covered(self, target: Tensor) -> Tensor | None:
-        """What lies before the target's faces and stays, ``(N, 1, S, S)`` in [0, 1]."""
+    def _covered(self, crops: Tensor, mesh: Tensor) -> Tensor | None:
+        """What lies before faces and stays, ``(N, 1, S, S)`` in [0, 1]; mesh in crop px."""
         if self.occlusion is None:
             return None
         with self._stage("occlusion"), torch.no_grad():
-            return self.occlusion(target, self._safely)
+            return self.occlusion(crops, mesh, self._safely)
 
     def _textures(self, crop: Tensor, mesh: Tensor, side: int) -> tuple[Tensor, Tensor, Skin]:
         """Crops of people at a side, their meshes and skin; found once for all their frames."""

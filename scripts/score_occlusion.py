@@ -59,7 +59,7 @@ def score(data: Crops, mask: OcclusionMask, rows: Tensor, size: int, odds: Occlu
         images = resized(resized(images, COARSE), size)
         inside = signed_distance(mesh[:, list(FACE), :2], size) > 0
         is_so = (truth > 0.5) & inside
-        said = (mask(images, lambda run: run()) > 0.5) & inside
+        said = (mask(images, mesh, lambda run: run()) > 0.5) & inside
         both += float((is_so & said).sum())
         either += float((is_so | said).sum())
         wanted += float(is_so.sum())
@@ -75,8 +75,8 @@ def worst(data: Crops, mask: OcclusionMask, rows: Tensor, size: int) -> list[Ten
     """The faces with most pixels taken for covered, above themselves with those in red."""
     parts = []
     for part in rows.split(PART):
-        images, _ = views(data, part, size)
-        parts.append(torch.cat([images, mask(images, lambda run: run())], 1))
+        images, mesh = views(data, part, size)
+        parts.append(torch.cat([images, mask(images, mesh, lambda run: run())], 1))
     every = torch.cat(parts)
     every = every[every[:, 3].mean((1, 2)).argsort(descending=True)[:SHOWN]]
     red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)

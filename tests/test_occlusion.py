@@ -21,7 +21,7 @@ from faceswap.models import build, load_model, save_model
 from faceswap.models.engine import OcclusionEngine
 from faceswap.models.guided import GuidedAEINet
 from faceswap.models.occlusion import OcclusionNet
-from faceswap.occlude import SIDE, OcclusionMask, load_occlusion, without_rims
+from faceswap.occlude import SIDE, OcclusionMask, load_occlusion, near_face, without_rims
 from faceswap.ops.geometry import align
 from faceswap.ops.guide import make_guide
 from faceswap.ops.shape import ShapeModel
@@ -32,7 +32,7 @@ from faceswap.swap import Swapper
 from faceswap.train.config import Occluders, load_train_config
 from faceswap.train.data import Crops, load_crops
 from faceswap.train.occluders import cover, draw_occluders
-from faceswap.train.occlusion import bare, near_face, occlusion_loss
+from faceswap.train.occlusion import bare, occlusion_loss
 from faceswap.train.run import run_training
 from faceswap.train.wearers import glasses_score
 
@@ -212,11 +212,20 @@ class _Stripe(nn.Module):
 @pytest.mark.parametrize("size", [64, SIDE, 256, 512])
 def test_crops_of_any_side(size):
     stripe = _Stripe()
-    covered = OcclusionMask(stripe)(torch.rand(2, 3, size, size), lambda run: run())
+    crops, elsewhere = torch.rand(2, 3, size, size), torch.zeros(2, 106, 2)
+    covered = OcclusionMask(stripe)(crops, elsewhere, lambda run: run())
     assert stripe.sides == [SIDE]
     assert covered.shape == (2, 1, size, size)
     assert float(covered[..., : size // 2 - size // 16].min()) > 0.99
     assert float(covered[..., size // 2 + size // 16 :].max()) < 0.01
+
+
+def test_nothing_lies_before_what_is_no_face():
+    crops, mesh = faces(1)
+    covered = OcclusionMask(_Stripe())(crops, mesh, lambda run: run())
+    near = near_face(mesh, 128)
+    assert torch.equal(covered[..., :60], near[..., :60])
+    assert 0 < float(covered.mean()) < float(near.mean())
 
 
 def test_a_coarse_mask_follows_the_edges_of_the_picture():
@@ -274,11 +283,14 @@ def test_what_is_covered_stays_as_it_is(lite_pack, photos):
     swapper.occlusion = OcclusionMask(_Stripe())
     half = swapped(photos, swapper)
     changed = np.abs(plain.astype(int) - photos[1]).max(2) > 8
-    columns = np.nonzero(changed.any(0))[0]
+    rows, columns = (np.nonzero(changed.any(axis))[0] for axis in (1, 0))
     middle = (columns[0] + columns[-1]) // 2
     left, right = slice(0, middle - 12), slice(middle + 12, None)
     assert changed[:, left].sum() > 300
-    assert np.array_equal(half[:, left], photos[1][:, left])
+    still = np.abs(half.astype(int) - photos[1]).max(2)[:, left]
+    assert (still > 8).sum() < 0.1 * changed[:, left].sum(), "only at the rim, beside the face"
+    inner = np.s_[rows[0] + 30 : rows[-1] - 30, columns[0] + 25 : middle - 12]
+    assert np.array_equal(half[inner], photos[1][inner])
     assert (np.abs(half.astype(int) - photos[1]).max(2) > 8)[:, right].sum() > 300
 
 

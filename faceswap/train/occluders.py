@@ -32,7 +32,7 @@ class Drawn:
 
     glasses: Tensor  # (n,) bool
     things: Tensor  # (n,) bool
-    frame: Tensor  # (n, 24) in [0, 1), what the glasses are like
+    frame: Tensor  # (n, 25) in [0, 1), what the glasses are like
     hand: Tensor  # (n,) bool, of skin, if there are things
     parts: Tensor  # (n, _PARTS, 6): middle x, y, angle, half length, half width, corner; sides
     present: Tensor  # (n, _PARTS) bool
@@ -52,7 +52,7 @@ def draw_occluders(n: int, size: int, odds: Occluders, generator: torch.Generato
     return Drawn(
         glasses=kinds[:, 0] < odds.glasses,
         things=kinds[:, 1] < odds.things,
-        frame=rand(24),
+        frame=rand(25),
         hand=hand,
         parts=parts,
         present=present,
@@ -168,7 +168,7 @@ def _wear_glasses(
     power = _between(next(number).square(), 1.8, 6.0)
     taper, tilt = _between(next(number), -0.3, 0.3), _between(next(number), -0.2, 0.2)
     # From wire to thick acetate: most are thin.
-    thick = 0.012 * torch.exp(_between(next(number), 0.0, 1.75))
+    thick = 0.012 * torch.exp(_between(next(number), -0.3, 1.75))
     brow = 1 + _between(next(number), -0.6, 1.5).clamp_min(0)
     away = _between(next(number), -0.30, -0.15)
     rimless, dark = next(number), next(number) < 0.3
@@ -238,7 +238,8 @@ def _wear_glasses(
     gleam = ((texture[:, 3:] * side[:, None] - 0.25) * 5).clamp(0, 1) * lens
     gleam = gleam * (_between(strong, -0.6, 0.9)).clamp(0, 1).view(-1, 1, 1, 1)
     images = torch.lerp(images, torch.full_like(images, 0.95), gleam.expand_as(images))
-    images = torch.lerp(images, paint.expand_as(images), solid.expand_as(images))
+    shown = solid * _between(next(number), 0.6, 1.0).view(-1, 1, 1, 1)  # some are clear plastic
+    images = torch.lerp(images, paint.expand_as(images), shown.expand_as(images))
     covered = torch.maximum(is_dark * lens, ((gleam - _DEEP) * 4).clamp(0, 1))
     return images, (solid + covered).clamp(max=1)
 

@@ -6,6 +6,7 @@ so the photos that look most like it are left out (`faceswap.train.wearers`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,10 @@ from torch import Tensor, nn
 from faceswap.errors import ConfigError
 from faceswap.models import save_model
 from faceswap.models.occlusion import OcclusionNet
+from faceswap.occlude import near_face
 from faceswap.ops.color import luma
-from faceswap.ops.constant import constant
-from faceswap.ops.draw import outline_distance
 from faceswap.ops.geometry import align
-from faceswap.ops.topology import FACE, five_points
+from faceswap.ops.topology import five_points
 from faceswap.train.config import OcclusionRunConfig
 from faceswap.train.data import Crops, map_points, recolor
 from faceswap.train.degrade import Coarse, degrade, draw_coarse
@@ -30,12 +30,13 @@ from faceswap.train.preview import save_sheet
 from faceswap.train.task import Task, autocast, check_finite
 from faceswap.train.transfer import feed_of, moved
 from faceswap.train.views import Jitter, Store, View
+from faceswap.train.wear import filter_each, kernels
 from faceswap.train.wearers import glasses_score
 
 JITTER = Jitter(rotation=4, scale=0.07, shift=0.03)
 _COLOR = 0.25  # largest change of brightness, contrast, saturation
 _GREY = 0.8  # share of crops without colour: what is not of the colour of skin is too easy a sign
-_CELLS, _AROUND = 32, 0.05  # of the face's outline, and how far around it still counts, of the side
+_MOVED, _MOTION = 0.3, 0.02  # share blurred by motion, and how far, of the side
 # Most crops lose what is finer than their photos are: else what is sharp would be taken for drawn,
 # and a rim in a photo, which is as soft as the face, for none.
 _SOFT, _COARSE = 0.9, (56, 120)  # share, and sides in px that they are brought down to
@@ -52,6 +53,7 @@ class _Draw:
     occluders: Drawn
     color: Tensor  # (n, 6) random numbers of `recolor`
     grey: Tensor  # (n, 1, 1, 1) bool, without colour
+    motion: Tensor  # (n, k, k) kernels of `filter_each`
     coarse: tuple[Coarse, ...]
 
 
@@ -70,18 +72,6 @@ def occlusion_loss(
     each = F.binary_cross_entropy_with_logits(logits, truth, weight=weight, reduction="sum")
     both, either = (probability * truth).sum(), probability.sum() + (weight * truth).sum()
     return each / weight.sum().clamp_min(1), 1 - (2 * both + 1) / (either + 1)
-
-
-def near_face(
-    mesh: Tensor,  # (N, 478, 3) float32, crop px
-    size: int,
-) -> Tensor:
-    """The face and a little around it, ``(N, 1, S, S)`` in [0, 1].
-
-    Beside a face nobody can tell what is drawn there from what is simply there.
-    """
-    rim = mesh[:, constant(FACE, mesh.device), :2]
-    return (outline_distance(rim, _CELLS, size) / (_AROUND * size) + 1).clamp(0, 1)
 
 
 def bare(data: Crops, rows: Tensor, leave_out: float) -> Tensor:
@@ -121,14 +111,18 @@ def build(config: OcclusionRunConfig, data: Crops, device: torch.device) -> Task
         shape = (n, 3, size, size)
         coarse = draw_coarse(shape, _SOFT, generator, smallest=low, largest=high)
         grey = torch.rand(n, 1, 1, 1, generator=generator) < _GREY
-        return _Draw(view, size, mesh, occluders, color, grey, coarse)
+        much, turn = torch.rand(2, n, generator=generator)
+        length = ((much - 1 + _MOVED) / _MOVED).clamp(0, 1) * _MOTION * size
+        motion = kernels(length, torch.full((n,), 0.15), turn * math.pi)
+        return _Draw(view, size, mesh, occluders, color, grey, motion, coarse)
 
     feed = feed_of(draw, config, device, data.wait)
 
     def views(drawn: _Draw) -> tuple[Tensor, Tensor, Tensor]:
         images = store.show(drawn.view, drawn.size)
         images, truth = cover(images, drawn.mesh, drawn.occluders)
-        images = degrade(recolor(images, drawn.color, _COLOR), drawn.coarse)
+        images = filter_each(recolor(images, drawn.color, _COLOR), drawn.motion)
+        images = degrade(images, drawn.coarse)
         images = torch.where(drawn.grey, luma(images), images)
         return images, truth, near_face(drawn.mesh, drawn.size)
 
