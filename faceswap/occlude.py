@@ -28,9 +28,9 @@ from faceswap.ops.draw import outline_distance
 from faceswap.ops.smooth import average, gaussian, guided_filter, mean, resized
 from faceswap.ops.topology import FACE, MESH_POINTS
 
-SIDE = 160  # px, of the crops the network is trained on
 _FROM, _TO = 0.5, 0.85  # probabilities at which a pixel begins to stay, and stays altogether
-_REACH = 2  # px of `SIDE`, radius within which the mask is fitted to the edges of a larger picture
+# Radius, px of the network's crop, within which its mask is fitted to the edges of larger pictures.
+_REACH = 2
 _FLAT = 1e-3  # variance of the brightness below which there is no edge to follow
 _CELLS, _AROUND = 32, 0.05  # of the face's outline, and how far around it still counts, of the side
 # Of the side: half the width of what is thin enough to be filled in, and how far edges blur.
@@ -54,11 +54,11 @@ class OcclusionMask:
 
         Where there is no face nothing lies before it; landmarks other than the 478 do not tell.
         """
-        size = target.shape[-1]
-        small = resized(target, SIDE).contiguous(memory_format=torch.channels_last)
+        size, side = target.shape[-1], int(self.network.size)  # type: ignore[arg-type]
+        small = resized(target, side).contiguous(memory_format=torch.channels_last)
         found = run(lambda: self.network(small)).float().sigmoid()
         covered = ((found - _FROM) / (_TO - _FROM)).clamp(0, 1)
-        if size <= SIDE:
+        if size <= side:
             covered = resized(covered, size)
         else:
             covered = guided_filter(luma(target), covered, radius=_REACH, flat=_FLAT).clamp(0, 1)

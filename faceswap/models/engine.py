@@ -128,6 +128,7 @@ class OcclusionEngine:
     """Drop-in for an `OcclusionNet` on a CPU; leave the network as `load_model` gives it."""
 
     def __init__(self, net: OcclusionNet) -> None:
+        self.size = net.size
         example = {"face": torch.zeros(2, 3, 4 * net.stride, 4 * net.stride)}
         self._run = Session(onnx_bytes(net, example, ("logits",), free=True))
 

@@ -28,10 +28,14 @@ class OcclusionNet(nn.Module):
 
     Args:
         widths: channels at 1/2, 1/4, 1/8 ... of the crop's side.
+        size: side S in pixels that it is trained for and used at.
     """
 
-    def __init__(self, *, widths: tuple[int, ...] = (16, 40, 80, 144, 160)) -> None:
+    def __init__(
+        self, *, widths: tuple[int, ...] = (16, 40, 80, 144, 160), size: int = 160
+    ) -> None:
         super().__init__()
+        self.size = size
         if len(widths) < 2 or min(widths) < 1:
             raise ValueError(f"OcclusionNet: widths {tuple(widths)}: at least two, each at least 1")
         self.stride = FOLD * 2 ** (len(widths) - 1)  # the crop's side is a multiple of it
@@ -49,8 +53,7 @@ class OcclusionNet(nn.Module):
         """The logit of each pixel being covered.
 
         Args:
-            crop: ``(N, 3, S, S)`` float RGB in [0, 1], an aligned face, S a multiple of ``stride``;
-                160 px is what it is trained for.
+            crop: ``(N, 3, S, S)`` float RGB in [0, 1], an aligned face, S a multiple of ``stride``.
 
         Returns:
             ``(N, 1, S, S)`` float.

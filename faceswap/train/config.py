@@ -362,6 +362,8 @@ class OcclusionModel(Settings):
 
     widths: tuple[int, ...] = (16, 40, 80, 144, 160)
     """Channels at 1/2, 1/4, 1/8 ... of the crop's side."""
+    size: Annotated[int, Field(ge=32)] = 160
+    """Side of the crops it will be used on, pixels."""
 
 
 class Occluders(Settings):

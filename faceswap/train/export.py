@@ -1,9 +1,9 @@
 """Trained networks as files for elsewhere: safetensors for this package, ONNX for any other.
 
 An ONNX file takes any number of faces. Inputs and outputs have the names, shapes and ranges of the
-network's ``forward``; the guide of a guided network is given as its six pictures. Restorer and
-detector also take pictures of any size whose sides are a multiple of their coarsest stride. The
-detector's three grids come out as one list of cells: a score in [0, 1], a box and five points, in
+network's ``forward``; the guide of a guided network is given as its six pictures. Restorer,
+occlusion network and detector also take pictures of any size whose sides are a multiple of their
+coarsest stride. The detector's three grids come out as one list of cells: a score in [0, 1], a box and five points, in
 pixels from the picture's edge (take off 1/2 for pixel middles at whole numbers), before any
 non-maximum suppression.
 """
@@ -27,6 +27,7 @@ from faceswap.models.guided import GuidedAEINet
 from faceswap.models.identity import IdentityNet
 from faceswap.models.iresnet import INPUT_SIZE, IResNet
 from faceswap.models.mesh import MeshNet
+from faceswap.models.occlusion import OcclusionNet
 from faceswap.models.restorer import Restorer
 from faceswap.train.checkpoint import CHECKPOINT
 from faceswap.train.disk import discard, writing
@@ -122,6 +123,9 @@ def exportable(network: nn.Module) -> Exported:
     if isinstance(network, Restorer):
         side = 4 * network.stride
         return Exported(_Restore(network), {"face": pictures(3, side)}, ("restored",), free=True)
+    if isinstance(network, OcclusionNet):
+        side = 4 * network.stride
+        return Exported(network, {"face": pictures(3, side)}, ("logits",), free=True)
     if isinstance(network, FaceDetector):
         outputs = ("score", "box", "points")
         return Exported(_Detect(network), {"frames": pictures(3, 96)}, outputs, free=True)
