@@ -3,9 +3,9 @@
 An ONNX file takes any number of faces. Inputs and outputs have the names, shapes and ranges of the
 network's ``forward``; the guide of a guided network is given as its six pictures. Restorer,
 occlusion network and detector also take pictures of any size whose sides are a multiple of their
-coarsest stride. The detector's three grids come out as one list of cells: a score in [0, 1], a box and five points, in
-pixels from the picture's edge (take off 1/2 for pixel middles at whole numbers), before any
-non-maximum suppression.
+coarsest stride. The detector's three grids come out as one list of cells: a score in [0, 1], a box
+and five points, in pixels from the picture's edge (take off 1/2 for pixel middles at whole
+numbers), before any non-maximum suppression.
 """
 
 from __future__ import annotations
