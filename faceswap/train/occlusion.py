@@ -152,14 +152,14 @@ def build(config: OcclusionRunConfig, data: Crops, device: torch.device) -> Task
         random, size = torch.Generator().manual_seed(2), max(config.sides)
         pick = held[:_SHEET]
         still = moved(store.still(pick, base[size][pick]), device)
-        bare = store.show(still, size)
+        plain = store.show(still, size)
         mesh = map_points(data.mesh[pick], base[size][pick]).to(device)
         occluders = draw_occluders(len(pick), size, config.occluders, random)
-        covered, truth = cover(bare, mesh, moved(occluders, device))
+        covered, truth = cover(plain, mesh, moved(occluders, device))
         rows = []
-        for images in (bare, covered):
+        for images in (plain, covered):
             rows += [images, average.eval()(images).sigmoid().expand_as(images)]
-        save_sheet(path, [*rows, truth.expand_as(bare)])
+        save_sheet(path, [*rows, truth.expand_as(plain)])
 
     def export(average: nn.Module, out: Path) -> None:
         args = config.model.model_dump(mode="json")
