@@ -87,8 +87,8 @@ class OcclusionConfig(Settings):
     """What lies before the target's face, such as glasses and hands, and stays."""
 
     enabled: bool | None = None
-    """Leave it; null: in photos, if the pack names a network for it. In clips what is found may
-    flicker."""
+    """Leave it; null: if the pack names a network for it. In clips what is seen in most of the
+    frames around counts, as many as are smoothed over."""
     weights: str | None = None
     """Weight file of your own, or a name, in place of the pack's."""
 

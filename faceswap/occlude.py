@@ -28,6 +28,7 @@ from faceswap.ops.draw import outline_distance
 from faceswap.ops.smooth import average, gaussian, guided_filter, mean, resized
 from faceswap.ops.topology import FACE, MESH_POINTS
 
+_SELDOM = 0.35  # of the frames
 _FROM, _TO = 0.5, 0.85  # probabilities at which a pixel begins to stay, and stays altogether
 # Radius, px of the network's crop, within which its mask is fitted to the edges of larger pictures.
 _REACH = 2
@@ -54,15 +55,48 @@ class OcclusionMask:
 
         Where there is no face nothing lies before it; landmarks other than the 478 do not tell.
         """
-        size, side = target.shape[-1], int(self.network.size)  # type: ignore[arg-type]
-        small = resized(target, side).contiguous(memory_format=torch.channels_last)
+        return self.fit(self.find(target, run), target, mesh)
+
+    @property
+    def size(self) -> int:
+        """Side of the crops the network looks at."""
+        return int(self.network.size)  # type: ignore[arg-type]
+
+    def find(
+        self,
+        target: Tensor,  # (N, 3, S, S) float in [0, 1], aligned faces
+        run: Callable[[Callable[[], Tensor]], Tensor],
+    ) -> Tensor:
+        """What the network sees, at its own side, ``(N, 1, size, size) float32`` in [0, 1]."""
+        small = resized(target, self.size).contiguous(memory_format=torch.channels_last)
         found = run(lambda: self.network(small)).float().sigmoid()
-        covered = ((found - _FROM) / (_TO - _FROM)).clamp(0, 1)
-        if size <= side:
+        return ((found - _FROM) / (_TO - _FROM)).clamp(0, 1)
+
+    def fit(
+        self,
+        covered: Tensor,  # (N, 1, size, size) in [0, 1]
+        target: Tensor,  # (N, 3, S, S) float in [0, 1]
+        mesh: Tensor,  # (N, P, 2 or 3) float32, crop px
+    ) -> Tensor:
+        """The mask of these faces at their own side, along their edges, ``(N, 1, S, S)``."""
+        size = target.shape[-1]
+        if size <= covered.shape[-1]:
             covered = resized(covered, size)
         else:
             covered = guided_filter(luma(target), covered, radius=_REACH, flat=_FLAT).clamp(0, 1)
         return covered * near_face(mesh, size) if mesh.shape[1] == MESH_POINTS else covered
+
+
+def lasting(
+    masks: Tensor,  # (T, ...) in [0, 1], of one face in frames before and after, and in its own
+) -> Tensor:
+    """What lies before a face for longer than a moment, ``(...)`` in [0, 1].
+
+    A soft median: what is seen in most frames is there in those where it was missed, and what is
+    seen in a few (a brow that is blurred by its movement) is not there at all. A hand that comes
+    comes at its time.
+    """
+    return ((masks.mean(0) - _SELDOM) / (1 - 2 * _SELDOM)).clamp(0, 1)
 
 
 def near_face(
@@ -114,26 +148,21 @@ def load_occlusion(
     pack: weights.Pack,
     device: torch.device,
     *,
-    video: bool,
     fast: bool = False,
 ) -> OcclusionMask | None:
     """The occlusion network that the settings or the pack name; None where none is wanted.
 
     Args:
-        settings: of the stage; where they leave it open, it is on for photos if the pack names a
-            network. It sees one frame at a time, and what it finds flickers where a face is blurred
-            by its movement: clips have it when they are told to.
+        settings: of the stage; where they leave it open, it is on if the pack names a network.
         pack: the pack in use.
         device: where to.
-        video: whether it is for a clip.
         fast: by onnxruntime.
 
     Raises:
         ConfigError: the file holds another kind of network.
         MissingWeightError, WeightError: see `load_model`.
     """
-    usual = pack.occlusion is not None and not video
-    if not (usual if settings.enabled is None else settings.enabled):
+    if not (pack.occlusion is not None if settings.enabled is None else settings.enabled):
         return None
     name = settings.weights or pack.occlusion or "lite-occlusion"
     if name in weights.entries() and not weights.present(name):

@@ -21,6 +21,7 @@ from faceswap.faces.steady import radius, steady
 from faceswap.faces.track import Place, Track
 from faceswap.lanes import Lane
 from faceswap.media.planes import FrameBatch
+from faceswap.occlude import lasting
 from faceswap.ops.geometry import align
 from faceswap.ops.topology import MESH_POINTS, five_points
 from faceswap.swap import Swapper
@@ -67,6 +68,7 @@ class Placed:
     mesh: Tensor  # (N, P, 3) float32, frame px, steadied
     side: Tensor  # (N,) int64, px to render at
     before: Future[Any] | None  # the batch before, whose colours come first
+    covered: Tensor | None = None  # (N, 1, s, s) float32 in [0, 1], what lies before the faces
 
 
 class Renderer:
@@ -110,14 +112,18 @@ class Renderer:
         if mesh.shape[1] == MESH_POINTS:
             faces = Faces(faces.frame, faces.box, five_points(mesh).contiguous(), faces.score)
         side = self._sides(rows, faces)
+        covered = None
+        if self.swapper.occlusion is not None:
+            covered = torch.stack([self._lasting(row) for row in rows])[:, None]
         self._clock("track", began)
-        return Placed(rows, faces, mesh, side, before)
+        return Placed(rows, faces, mesh, side, before, covered)
 
     def swap(self, waiting: Waiting, placed: Placed) -> Tensor:
         """The frames of a batch swapped, ``(B, 3, H, W) uint8``; runs in its lane."""
         device, swapper = waiting.frames.device, waiting.lane.swapper
         faces, mesh = placed.faces.to(device), placed.mesh.to(device)
         side, rows = placed.side.to(device), placed.rows
+        covered = None if placed.covered is None else placed.covered.to(device)
         role = torch.tensor([row.role for row in rows], device=device)
         opacity = torch.tensor([row.opacity for row in rows], device=device)
         people = self._people_of(waiting.lane)
@@ -130,12 +136,16 @@ class Renderer:
                 mesh=mesh,
                 side=side,
                 opacity=opacity,
+                covered=covered,
                 settle=lambda chosen, own, wanted: self._settle(placed, chosen, own, wanted),
             ),
         )
 
     def _find_meshes(self, ahead: Sequence[Waiting], rows: Sequence[Row]) -> None:
-        """Dense landmarks of the tracks to be swapped, as far ahead as smoothing looks."""
+        """Dense landmarks of the tracks to be swapped, as far ahead as smoothing looks.
+
+        What lies before the faces is looked for with them.
+        """
         last: dict[int, tuple[Track, int]] = {}
         for row in rows:
             last[row.track.number] = (row.track, row.frame + self.radius)
@@ -153,6 +163,18 @@ class Renderer:
                 found = lane.per_face(lane.swapper.dense, waiting.frames, faces)
                 for (_, place), mesh in zip(wanted, found, strict=True):
                     place.mesh = mesh
+                if self.swapper.occlusion is not None:
+                    faces = waiting.table([(frame, _as_seen(place)) for frame, place in wanted])
+                    covers = lane.per_face(lane.swapper.covers, waiting.frames, faces)
+                    for (_, place), cover in zip(wanted, covers, strict=True):
+                        place.covered = (cover[0] * 255).round().to(torch.uint8)
+
+    def _lasting(self, row: Row) -> Tensor:
+        """What lies before a face for longer than a moment, ``(s, s) float32`` in [0, 1]."""
+        near = range(row.frame - self.radius, row.frame + self.radius + 1)
+        places = [row.track.places.get(frame) for frame in near]
+        masks = [p.covered for p in places if p is not None and p.covered is not None]
+        return lasting(torch.stack(masks).float() / 255)
 
     def _steady(self, row: Row, seconds: Mapping[int, float]) -> Tensor:
         """Points of a face without their noise: five, then the dense ones, ``(5 + P, 3)``."""
@@ -212,6 +234,14 @@ class Renderer:
     def _clock(self, stage: str, began: float) -> None:
         seconds = self.swapper.seconds
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began
+
+
+def _as_seen(place: Place) -> Place:
+    """A place with the five points of its dense ones, by which its crop is cut."""
+    mesh = place.mesh
+    assert mesh is not None
+    points = five_points(mesh[None])[0] if len(mesh) == MESH_POINTS else place.points
+    return Place(place.box, points, place.score)
 
 
 def table(rows: Sequence[tuple[int, Place]]) -> Faces:

@@ -170,7 +170,7 @@ class Swapper:
             landmarks=load_landmarks(pack, device, fast=fast),
             encoder=_load_encoder(pack, device, fast=fast and config.engine == "onnxruntime"),
             generator=fused,
-            occlusion=load_occlusion(config.occlusion, pack, device, video=video, fast=fast),
+            occlusion=load_occlusion(config.occlusion, pack, device, fast=fast),
             restorer=load_restorer(config.restorer, pack, device),
             device=device,
         )
@@ -212,6 +212,16 @@ class Swapper:
         """Dense landmarks ``(N, P, 3)`` of faces, in frame pixels."""
         with self._stage("landmarks"):
             return self.landmarks(frames, faces)
+
+    def covers(self, frames: Tensor, faces: Faces) -> Tensor:
+        """What lies before faces, ``(N, 1, s, s)`` in [0, 1] at the occlusion network's side.
+
+        In crops as `replace` cuts them by these five points; with an occlusion network only.
+        """
+        assert self.occlusion is not None
+        with self._stage("occlusion"), torch.no_grad():
+            at = align(faces.points, self.occlusion.size, template=self.pack.template)
+            return self.occlusion.find(at.crop(frames, faces.frame), self._safely)
 
     def identify(
         self,
@@ -282,12 +292,14 @@ class Swapper:
         mesh: Tensor | None = None,  # (N, P, 3) float32, frame px; None: looked for
         side: Tensor | None = None,  # (N,) int64, px to render at; None: by the size of the faces
         opacity: Tensor | None = None,  # (N,) float32 in [0, 1]; None: 1
+        covered: Tensor | None = None,  # (N, 1, s, s) of `covers`; None: looked for, if wanted
         settle: Settle | None = None,
     ) -> Tensor:
         """Frames with these faces swapped, ``(B, 3, H, W) uint8``.
 
         What a video knows of the frames before and after comes in through the options: steadied
-        landmarks, sides that do not change from frame to frame, fading, steadied colours.
+        landmarks, sides that do not change from frame to frame, fading, what lies before the faces
+        for longer than a moment, steadied colours.
         """
         mesh, alignment = self._align(frames, faces, self.generator.size, mesh)
         parts: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}  # side -> rows, crops, masks
@@ -296,18 +308,18 @@ class Swapper:
             with self._stage("swap"), torch.no_grad():
                 target = at.crop(frames, faces.frame[rows])
             here = _in_crop(mesh[rows], at)
-            covered = self._covered(target, here)
+            hidden = self._covered(target, here, None if covered is None else covered[rows])
             with self._stage("swap"), torch.no_grad():
                 crops, shape, target_mesh = self._generate(
-                    target, here, identities, source[rows], covered
+                    target, here, identities, source[rows], hidden
                 )
             if self.restorer is not None:
                 with self._stage("restore"), torch.no_grad():
                     crops = self.restorer(crops, at.size / at.scale, self._safely)
             with self._stage("mask"):
                 mask = self._mask(shape, target_mesh, size)
-                if covered is not None:
-                    mask = mask * (1 - covered)
+                if hidden is not None:
+                    mask = mask * (1 - hidden)
                 crops = self._match_color(crops, target, mask, rows, settle)
                 if opacity is not None:
                     mask = mask * opacity[rows].view(-1, 1, 1, 1)
@@ -399,12 +411,17 @@ class Swapper:
         crops = self._unguided(target, people, source)
         return crops, self._landmarks_of(crops), mesh
 
-    def _covered(self, crops: Tensor, mesh: Tensor) -> Tensor | None:
-        """What lies before faces and stays, ``(N, 1, S, S)`` in [0, 1]; mesh in crop px."""
+    def _covered(self, crops: Tensor, mesh: Tensor, found: Tensor | None = None) -> Tensor | None:
+        """What lies before faces and stays, ``(N, 1, S, S)`` in [0, 1]; mesh in crop px.
+
+        ``found`` is what `covers` saw there, if it was asked before.
+        """
         if self.occlusion is None:
             return None
         with self._stage("occlusion"), torch.no_grad():
-            return self.occlusion(crops, mesh, self._safely)
+            if found is None:
+                found = self.occlusion.find(crops, self._safely)
+            return self.occlusion.fit(found, crops, mesh)
 
     def _textures(self, crop: Tensor, mesh: Tensor, side: int) -> tuple[Tensor, Tensor, Skin]:
         """Crops of people at a side, their meshes and skin; found once for all their frames."""

@@ -75,6 +75,7 @@ class Puppeteer:
         self.encoder = SimpleNamespace(size=8, embed=self._embed_crops)
         self.seconds: dict[str, float] = {}
         self.twins: tuple[Puppeteer, ...] = ()
+        self.occlusion = None
         self.slow = slow  # seconds a batch
         self.asked = 0  # faces whose identity was asked for
         self.colors = torch.tensor(list(PEOPLE.values()), dtype=torch.float32)
@@ -156,6 +157,7 @@ class Puppeteer:
         opacity: Tensor,
         mesh: Tensor | None = None,
         side: Tensor | None = None,
+        covered: Tensor | None = None,
         settle: object = None,
     ) -> Tensor:
         time.sleep(self.slow)

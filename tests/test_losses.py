@@ -68,6 +68,26 @@ def test_mesh_loss_in_eye_distances():
     close(loss, 6 / 20)
 
 
+def test_points_loss_in_eye_distances_and_features_weigh_more():
+    wanted = torch.zeros(1, 478, 3)
+    wanted[:, 263, 0] = 10.0  # eye distance 10
+    close(losses.points_loss(wanted + torch.tensor([3.0, 4.0, 100.0]), wanted), 5 / 10)
+    total = 478 + len(set(losses._FEATURES)) + 3 * 10
+    for row, weight in (
+        (4, 1),
+        (159, 2),
+        (13, 2),
+        (70, 2),
+        (468, 12),
+    ):  # nose, lid, lip, brow, iris
+        found = wanted.clone()
+        found[:, row, 0] += 4.0
+        rest = 1e-3 * (total - weight) / 10  # the root is taken a thousandth off zero
+        close(losses.points_loss(found, wanted), (weight * 4 / 10 + rest) / total)
+    wanted[:, 152, 1] = 50.0  # a profile: the face's height counts, 0.4 of it
+    close(losses.points_loss(wanted + torch.tensor([3.0, 4.0, 0.0]), wanted), 5 / 20)
+
+
 def test_tone_loss_is_the_difference_of_means():
     swapped, target, whole = (picture(value, side=8) for value in (0.5, 0.2, 1.0))
     close(losses.tone_loss(swapped, target, whole[:, :1]), 0.3)

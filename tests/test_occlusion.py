@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from dataclasses import replace
@@ -12,16 +11,18 @@ import numpy as np
 import pytest
 import synthetic
 import torch
+from puppets import write_clip
 from torch import Tensor, nn
 
 from faceswap import weights
-from faceswap.config import OcclusionConfig, SwapConfig
+from faceswap.config import OcclusionConfig, SwapConfig, VideoConfig
 from faceswap.errors import ConfigError, MissingWeightError
+from faceswap.media.reader import VideoReader
 from faceswap.models import build, load_model, save_model
 from faceswap.models.engine import OcclusionEngine
 from faceswap.models.guided import GuidedAEINet
 from faceswap.models.occlusion import OcclusionNet
-from faceswap.occlude import OcclusionMask, load_occlusion, near_face, without_rims
+from faceswap.occlude import OcclusionMask, lasting, load_occlusion, near_face, without_rims
 from faceswap.ops.geometry import align
 from faceswap.ops.guide import make_guide
 from faceswap.ops.shape import ShapeModel
@@ -35,6 +36,7 @@ from faceswap.train.occluders import cover, draw_occluders
 from faceswap.train.occlusion import bare, occlusion_loss
 from faceswap.train.run import run_training
 from faceswap.train.wearers import glasses_score
+from faceswap.video import swap_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -230,6 +232,19 @@ def test_nothing_lies_before_what_is_no_face():
     assert 0 < float(covered.mean()) < float(near.mean())
 
 
+def test_what_is_seen_for_a_moment_is_not_there_and_what_is_missed_for_one_is():
+    seen = torch.zeros(11, 5)
+    seen[4:7, 0] = 1
+    seen[:, 1] = 1
+    seen[4:7, 1] = 0
+    seen[:, 2] = 0.5  # unsure all the time
+    seen[6:, 3] = 1  # comes in the frame behind the middle one
+    seen[5:, 4] = 1  # came in this one
+    out = lasting(seen)
+    torch.testing.assert_close(out[:3], torch.tensor([0.0, 1.0, 0.5]))
+    assert 0.2 < float(out[3]) < 0.5 < float(out[4]) < 0.8
+
+
 def test_a_coarse_mask_follows_the_edges_of_the_picture():
     picture = torch.zeros(1, 1, 64, 64)
     picture[..., 30:] = 1.0
@@ -246,22 +261,21 @@ def test_a_coarse_mask_follows_the_edges_of_the_picture():
 def test_what_is_asked_for_is_loaded(tmp_path, monkeypatch):
     pack, cpu = weights.pack("lite"), torch.device("cpu")
     ghost = weights.pack("ghost-2")
-    assert load_occlusion(OcclusionConfig(enabled=False), pack, cpu, video=False) is None
-    assert load_occlusion(OcclusionConfig(), ghost, cpu, video=False) is None, "as the original"
-    assert load_occlusion(OcclusionConfig(), pack, cpu, video=True) is None, "it may flicker"
+    assert load_occlusion(OcclusionConfig(enabled=False), pack, cpu) is None
+    assert load_occlusion(OcclusionConfig(), ghost, cpu) is None, "as the original"
     path = tmp_path / "own.safetensors"
     save_model(path, build("occlusion", **SMALL), "occlusion", SMALL)
     own = OcclusionConfig(enabled=True, weights=str(path))
-    for each, video in itertools.product((pack, ghost), (False, True)):
-        assert isinstance(load_occlusion(own, each, cpu, video=video), OcclusionMask)
+    for each in (pack, ghost):
+        assert isinstance(load_occlusion(own, each, cpu), OcclusionMask)
     other = tmp_path / "other.safetensors"
     args = {"widths": (8, 8), "depths": (1, 1)}
     save_model(other, build("restorer", **args), "restorer", args)
     with pytest.raises(ConfigError, match=r"holds a Restorer, which masks no occlusion"):
-        load_occlusion(OcclusionConfig(weights=str(other)), pack, cpu, video=False)
+        load_occlusion(OcclusionConfig(weights=str(other)), pack, cpu)
     monkeypatch.setattr(weights, "present", lambda name: False)
     with pytest.raises(MissingWeightError, match=r"--no-occlusion"):
-        load_occlusion(OcclusionConfig(), pack, cpu, video=False)
+        load_occlusion(OcclusionConfig(), pack, cpu)
 
 
 @pytest.fixture(scope="module")
@@ -383,3 +397,47 @@ def test_dark_lenses_stay():
     lens[..., 100:140, 60:120] = 1
     images = images * (1 - 0.9 * lens)
     assert torch.equal(without_rims(images, lens), images)
+
+
+class _Glasses(nn.Module):
+    """Sees that the left half is covered in every picture but one, and in that one all of it."""
+
+    size = 160
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def forward(self, crop: Tensor) -> Tensor:
+        logits = torch.full_like(crop[:, :1], -9.0)
+        for row in range(len(crop)):
+            logits[row, ..., : 160 if self.seen == 5 else 80] = 9.0
+            self.seen += 1
+        return logits
+
+
+def test_in_a_clip_the_mask_does_not_flicker(lite_pack, photos, tmp_path, monkeypatch):
+    """What covers the left half stays in all frames; one false alarm does not stop the swap."""
+    frame = torch.from_numpy(photos[1]).permute(2, 0, 1).contiguous()
+    clip = write_clip(tmp_path / "in.mkv", [frame] * 12)
+    settings = VideoConfig(encode={"codec": "ffv1"}, detector={"rotate": False})
+    swapper = Swapper.from_config(settings, video=True)
+    assert swapper.occlusion is not None
+    network = _Glasses()
+    swapper.occlusion = OcclusionMask(network)
+    network.seen = -1  # the source photo is looked at as well
+    report = swap_video(swapper, photos[0], clip, tmp_path / "out.mkv", config=settings)
+    assert report.faces_swapped == 12
+    assert network.seen == 12
+    with VideoReader(tmp_path / "out.mkv") as reader:
+        out = torch.cat([batch.frames for batch in reader]).float()
+    with VideoReader(clip) as reader:
+        before = torch.cat([batch.frames for batch in reader]).float()
+    changed = (out - before).abs().amax(1) > 8  # (T, H, W)
+    columns = torch.nonzero(changed.any(0).any(0))[:, 0]
+    middle = int(columns.min() + columns.max()) // 2
+    counts = changed.flatten(2 - 1).sum(1).float()
+    assert float(counts.min()) > 0.9 * float(counts.max()), "the same in all of them"
+    assert float(counts.min()) > 300
+    left = changed[:, :, : middle - 12].sum((1, 2)).float()
+    assert float(left.max()) < 0.15 * float(counts.min())

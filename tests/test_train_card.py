@@ -16,7 +16,7 @@ from card import DEVICE, OnCard, TwoDevices, card
 from safetensors.torch import load_file, save_file
 
 from faceswap.errors import ConfigError
-from faceswap.train import judges, views
+from faceswap.train import judges, swapper, views
 from faceswap.train.config import SCHEMAS, RunConfig
 from faceswap.train.feed import step_seed
 from faceswap.train.parallel import ALONE
@@ -35,7 +35,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "swapper": {
         "model": {"widths": [8, 8, 16, 16, 16], "embedding_size": 16, "size": 64, "shape_rank": 8},
         "teachers": {"identity": "ENCODER"},
-        "losses": {"adversarial": 0.1},
+        "losses": {"adversarial": 0.1, "points": 1.0},
     },
     "restorer": {
         "model": {"widths": [8, 8], "depths": [1, 1]},
@@ -100,7 +100,7 @@ def make_home(folder: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_landmarks(monkeypatch):
-    """For the eye loss."""
+    """For the eye loss, and that of points."""
     from faceswap.models import build
 
     torch.manual_seed(0)
@@ -113,6 +113,7 @@ def _small_landmarks(monkeypatch):
         return mine.to(device)
 
     monkeypatch.setattr(judges, "load_model", load)
+    monkeypatch.setattr(swapper, "load_model", load)
 
 
 def config_of(task: str, home: Path, **changed: object) -> RunConfig:

@@ -145,6 +145,15 @@ def test_time_budget(home, tmp_path):
     assert (tmp_path / "last.pt").exists()
 
 
+def test_minutes_of_a_run_go_on_where_they_were(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 2, "minutes": 7.5}\n{"step": 4, "minutes": 9.0}\n')
+    with record.Record(tmp_path, 3) as again:
+        again.write(4, 1.25, {"loss": 1.0})
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(line["step"], line["minutes"]) for line in lines] == [(2, 7.5), (4, 8.75)]
+
+
 def test_old_checkpoints_are_kept(home, tmp_path):
     run_training(settings(home, steps=3, save_every=1, keep=2), tmp_path)
     assert sorted(p.name for p in tmp_path.glob("*.pt")) == [
@@ -560,6 +569,7 @@ def test_typos_are_named(tmp_path):
         ("task: aei\nlosses: {identiy: 3}", "did you mean losses.identity"),
         ("task: aei\nmodel: {num_block: 3}", "did you mean model.num_blocks"),
         ("task: aei\nmodel: {num_blocks: 4}", "model.num_blocks: should be 1, 2 or 3"),
+        ("task: identity\naugment: 0.5", "augment: task identity has none"),
         ("task: swapper\nlosses: {tine: 3}", "unknown loss of swapper 'tine': did you mean tone"),
         ("task: aei\naugment: {color: 2}", "augment.color: should be less than or equal to 1"),
     ):

@@ -45,6 +45,7 @@ class Place:
     score: float  # of the detector; 0 where interpolated
     seen: bool = True  # False: interpolated
     mesh: Tensor | None = None  # (P, 3) float32, frame px, once it was looked for
+    covered: Tensor | None = None  # (s, s) uint8, what lies before it (`Swapper.covers`), likewise
 
     @property
     def size(self) -> float:

@@ -7,8 +7,8 @@ an identity embedding, and AAD blocks that mix them. Three things make it small:
   lit by its low frequencies, is one more input of the attribute encoder and the starting point of
   the output.
 * **The target's own face never enters.** Inside the face region the network sees the target only
-  through a strong low-pass, through the mouth's interior and through landmarks. It cannot copy the
-  target's identity, so two photos of one person are ground truth for it.
+  through a strong low-pass, through its eyes and the mouth's interior and through landmarks. It
+  cannot copy the target's identity, so two photos of one person are ground truth for it.
 * **AAD blocks up to 32 px, pixel shuffle above.** The output is a gate and a residual at low
   resolution; they are applied to guide and target at *their* resolution, so a network of 128 px
   gives sharp crops of 256 or 512 px.

@@ -5,7 +5,8 @@ and without learning except for one small linear shape model:
 
 1. `ShapeModel.compose` gives the source's face shape in the target's expression and pose.
 2. `thin_plate_grid` moves the source's pixels there (Bookstein 1989; hidden points count less), and
-   its irises to where the target looks (`faceswap.ops.gaze`). What a turned head hides is the
+   its irises to where the target looks (`faceswap.ops.gaze`), as long as the target's eyes are too
+   unclear to be shown themselves (`faceswap.ops.eyes`). What a turned head hides is the
    mirror image of the half that it shows (`TwoHalves`).
    Hair that hangs into the source's face is replaced by skin first; where the target's hair hangs
    into its face, the target stays (`faceswap.ops.skin`).
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from faceswap.ops.constant import constant
 from faceswap.ops.draw import dots, outline_distance
+from faceswap.ops.eyes import with_eyes
 from faceswap.ops.gaze import look_along
 from faceswap.ops.lids import close_lids
 from faceswap.ops.light import BROAD, evened, relit, shade, tone
@@ -108,6 +110,8 @@ def make_guide(
     image = image + resized(_excess(image, lights.chunk(2)[1], shape), size)
     distance = resized(face, GRID) / unit
     image = image + resized(_seam(small, resized(image, GRID), distance, theirs.bare, bare), size)
+
+    image = with_eyes(image, shape, target, target_mesh, canvas.mean((1, 2, 3)))
 
     region = (face / (8 * unit) + 0.5).clamp(0, 1) * (1 - resized(theirs.hair, size))
     base = target + region * (resized(canvas, size) - target)

@@ -25,7 +25,9 @@ LITE_LOSSES: dict[str, tuple[str, ...]] = {
         "gradient",
         "identity",
         "leak",
+        "leak_allowed",
         "tone",
+        "points",
         "adversarial",
         "adversarial_from",
     ),
@@ -86,9 +88,14 @@ class TrainConfig(RunConfig):
     """TorchScript networks for losses, by role."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of autocast; bf16 was 1.5 to 1.9 times as fast on a CPU with AMX."""
+    augment: float = Field(1.0, ge=0, le=2)
+    """How far views of task mesh are moved, recoloured and degraded; 1 = as far as it ever is when
+    faces are looked for, less for the last steps."""
 
     @model_validator(mode="after")
     def _known_losses(self) -> TrainConfig:
+        if self.augment != 1 and self.task != "mesh":
+            raise ValueError(f"augment: task {self.task} has none; leave it out")
         for name in self.losses:
             if name not in LITE_LOSSES[self.task]:
                 raise ValueError(str(unknown(f"loss of {self.task}", name, LITE_LOSSES[self.task])))

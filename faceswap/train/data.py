@@ -16,12 +16,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from faceswap.errors import ConfigError, MediaError, MissingMediaError
 from faceswap.train.feed import Wait
 
 INDEX = "index.json"
+MIRRORED = "mirrored.safetensors"  # of `scripts/label_mirrored.py`
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Crops:
     size: int  # S
     template: str
     margin: float
+    mirrored: Tensor | None = None  # (M, 478, 3) float32, the teacher's points of mirrored crops
     wait: Wait = field(default_factory=Wait)  # what reading cost the training thread
 
     def __len__(self) -> int:
@@ -115,7 +118,20 @@ def load_crops(folder: Path) -> Crops:
         size=index["size"],
         template=index["template"],
         margin=index["margin"],
+        mirrored=_mirrored(folder / MIRRORED, len(names)),
     )
+
+
+def _mirrored(path: Path, faces: int) -> Tensor | None:
+    if not path.is_file():
+        return None
+    mesh = load_file(path)["mesh"]
+    if len(mesh) != faces:
+        raise MediaError(
+            f"{path}: labels of {len(mesh)} faces, and the folder has {faces}; make it again with "
+            "scripts/label_mirrored.py or remove it"
+        )
+    return mesh
 
 
 def cut(

@@ -9,6 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from faceswap.ops.constant import constant
+from faceswap.ops.topology import (
+    BROW_LEFT,
+    BROW_RIGHT,
+    EYE_LEFT,
+    EYE_RIGHT,
+    INNER_LIPS,
+    OUTER_LIPS,
+    SURFACE,
+)
+
+_FEATURES = EYE_LEFT + EYE_RIGHT + BROW_LEFT + BROW_RIGHT + INNER_LIPS + OUTER_LIPS
+
 
 def masked_l1(
     swapped: Tensor,  # (N, C, H, W)
@@ -76,6 +89,25 @@ def tone_loss(
     return (mean(swapped) - mean(target)).abs().sum() / (
         F.adaptive_avg_pool2d(region, cells).sum() * swapped.shape[1] + 1e-6
     )
+
+
+def points_loss(
+    found: Tensor,  # (N, P, 2 or 3) points seen in the swapped face, px
+    wanted: Tensor,  # (N, P, 2 or 3) where they should be, px
+) -> Tensor:
+    """Mean distance of points in x and y, |p - q| / e, with e that of the outer eye corners.
+
+    What keeps pose, expression and gaze, as the eye loss of GHOST does for the eyes. Features
+    (lids, lips, brows) count twice, irises four times.
+    """
+    eye = (wanted[:, 33, :2] - wanted[:, 263, :2]).norm(dim=-1)
+    tall = (wanted[:, 152, :2] - wanted[:, 10, :2]).norm(dim=-1)  # of a profile, the eyes are near
+    unit = torch.maximum(eye, 0.4 * tall)[:, None]
+    weight = torch.ones(wanted.shape[1], device=wanted.device)
+    weight[constant(_FEATURES, wanted.device)] = 2.0
+    weight[SURFACE:] = 4.0
+    gap = (found[..., :2] - wanted[..., :2]).square().sum(-1).add(1e-6).sqrt() / unit
+    return (gap * weight).mean() / weight.mean()
 
 
 def hinge_generator(fake: Sequence[Tensor]) -> Tensor:

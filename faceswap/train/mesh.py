@@ -102,6 +102,30 @@ def _start_from_face_space(net: MeshNet, data: Crops, base: Tensor, rows: Tensor
         net.points.bias.copy_(mean)
 
 
+def unmirrored(mesh: Tensor, size: int) -> Tensor:
+    """Points of mirrored crops of side ``size`` in pixels of the crops, each with its own name."""
+    mesh = mesh.clone()
+    mesh[..., 0] = size - 1 - mesh[..., 0]
+    return mesh
+
+
+def wanted_points(
+    mesh: Tensor,  # (N, 478, 3) what the teacher sees in the crops, crop px
+    turned: Tensor | None,  # (N, 478, 3) what it sees in the mirrored ones, crop px; not known
+    view: View,
+    order: Tensor,  # (478,) int64, of `mirror_order`
+) -> Tensor:
+    """Points of the views, ``(N, 478, 3)`` in their pixels.
+
+    FaceMesh sees a mirrored face 3 % of the eye distance away from the mirror image of where it
+    sees the face. Where it was asked (``scripts/label_mirrored.py``), a mirrored view has its
+    answer to that view; else the points change places.
+    """
+    straight = map_points(mesh, view.matrix)
+    mirrored = straight[:, order] if turned is None else map_points(turned, view.matrix)
+    return torch.where(view.flip[:, None, None], mirrored, straight)
+
+
 @dataclass(frozen=True, slots=True)
 class _Draw:
     """A batch of n before its views are made."""
@@ -121,7 +145,12 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     rows, _ = data.split()
     store = Store(data, device)
     order = mirror_order(data.mesh)
+    mirrored = None if data.mirrored is None else unmirrored(data.mirrored, data.size)
     weight = _weights().to(device)
+    far = config.augment
+    jitter = Jitter(
+        rotation=JITTER.rotation * far, scale=JITTER.scale * far, shift=JITTER.shift * far
+    )
     base = align(data.points, net.size, template=layout.TEMPLATE, margin=layout.MARGIN).matrix
     _start_from_face_space(net, data, base, rows)
     head = list(net.points.parameters())
@@ -136,12 +165,12 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     def draw(generator: torch.Generator) -> _Draw:
         n = config.batch_size
         pick = rows[torch.randint(len(rows), (n,), generator=generator)]
-        view = store.draw(pick, base[pick], net.size, JITTER, generator)
-        target = map_points(data.mesh[pick], view.matrix)
-        target = torch.where(view.flip[:, None, None], target[:, order], target)
+        view = store.draw(pick, base[pick], net.size, jitter, generator)
+        turned = None if mirrored is None else mirrored[pick]
+        target = wanted_points(data.mesh[pick], turned, view, order)
         target[..., 2] -= target[:, :468, 2].mean(1, keepdim=True)
         color = torch.rand(n, 6, generator=generator)
-        coarse = draw_coarse((n, 3, net.size, net.size), 0.5, generator)
+        coarse = draw_coarse((n, 3, net.size, net.size), 0.5 * min(1.0, far), generator)
         # One view in eight is shuffled to tiles: no face is there.
         present = torch.rand(n, generator=generator) > 0.125
         shown = torch.nonzero(present)[:, 0]
@@ -150,7 +179,7 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     feed = feed_of(draw, config, device, data.wait)
 
     def views(drawn: _Draw) -> Tensor:
-        images = recolor(store.show(drawn.view, net.size), drawn.color, 0.3)
+        images = recolor(store.show(drawn.view, net.size), drawn.color, 0.3 * far)
         images = degrade(images, drawn.coarse)
         half = net.size // 2
         broken = torch.roll(images, (half, half // 2), (2, 3)).flip(2)

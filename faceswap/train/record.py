@@ -26,12 +26,16 @@ class Record:
     def __init__(self, out: Path, step: int, *, active: bool = True) -> None:
         self.path, self.active = out / FILE, active
         self.board: Any = None
+        self.minutes = 0.0  # that the run took before, as far as its log says
         if not active:
             return
         if self.path.exists():
             lines = self.path.read_text().splitlines(keepends=True)
             whole = [each for each in lines if each.endswith("\n")]
-            write_whole(self.path, "".join(x for x in whole if json.loads(x)["step"] <= step))
+            kept = [x for x in whole if json.loads(x)["step"] <= step]
+            write_whole(self.path, "".join(kept))
+            if kept:
+                self.minutes = float(json.loads(kept[-1])["minutes"])
         if find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -42,7 +46,8 @@ class Record:
         return self
 
     def write(self, step: int, minutes: float, terms: dict[str, float]) -> str:
-        """Add a line; the line."""
+        """Add a line; the line. Minutes are those since the run went on."""
+        minutes += self.minutes
         rounded = {name: round(value, 5) for name, value in terms.items()}
         line = json.dumps({"step": step, "minutes": round(minutes, 2), **rounded})
         if self.active:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from faceswap.errors import ConfigError
-from faceswap.models import save_model
+from faceswap.models import load_model, save_model
+from faceswap.models import mesh as layout
 from faceswap.models.guided import GuidedAEINet
 from faceswap.ops.geometry import align
 from faceswap.ops.guide import make_guide
@@ -32,6 +33,7 @@ from faceswap.train.losses import (
     identity_loss,
     leak_loss,
     masked_l1,
+    points_loss,
     tone_loss,
 )
 from faceswap.train.mesh import mirror_order
@@ -44,6 +46,7 @@ from faceswap.types import Guide
 
 TEMPLATE = "ghost_frontal"
 DEFAULT_JUDGE = "lite-identity"  # of identity: cheap, and the evaluation's encoders stay apart
+DEFAULT_EYE = "lite-landmarks"  # what sees the swapped face's points, if `losses.points` is on
 JITTER = Jitter(rotation=6, scale=0.06, shift=0.02)
 WEIGHTS = {
     "rec": 8.0,
@@ -51,7 +54,9 @@ WEIGHTS = {
     "identity": 2.0,
     "tone": 4.0,
     "leak": 2.0,
+    "leak_allowed": 0.1,
     "adversarial": 0.05,
+    "points": 0.0,
 }
 
 
@@ -77,6 +82,7 @@ class _Batch:
     shape: Tensor  # (n, 478, 3) float32, of the swapped face
     embedding: Tensor  # (n, D) of the source
     source: Tensor  # (n, 3, R, R) float in [0, 1], as the recogniser wants it
+    view: View  # of the targets
 
 
 class Pairs:
@@ -117,6 +123,25 @@ def _to_recogniser(images: Tensor, shape: Tensor, size: int) -> Tensor:
     return cut(images, matrix, size)
 
 
+def _to_landmarks(batch: _Batch, swapped: Tensor, size: int, store: Store) -> tuple[Tensor, Tensor]:
+    """Crops as MeshNet expects them, and the points it should see there, ``(n, 478, 3)``.
+
+    They reach farther than the swapped crops: around those is the stored photo.
+    """
+    at = align(five_points(batch.shape), size, template=layout.TEMPLATE, margin=layout.MARGIN)
+    linear = at.matrix[:, :, :2]
+    to_view = torch.cat(
+        [
+            linear @ batch.view.matrix[:, :, :2],
+            linear @ batch.view.matrix[:, :, 2:] + at.matrix[:, :, 2:],
+        ],
+        2,
+    )
+    around = cut(store.crops(batch.view.rows, batch.view.stored), to_view, size)
+    change = cut(swapped - batch.target, at.matrix, size)
+    return around + change, map_points(batch.shape, at.matrix)
+
+
 def _lit(guide: Guide) -> Tensor:
     """What a stranger's face should look like from afar: the lit guide, where it can be trusted."""
     return guide.base + guide.trust * (guide.image - guide.base)
@@ -153,6 +178,11 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     teacher, teacher_size = judge.model, judge.size
     store = Store(data, device)
     weight = {**WEIGHTS, **config.losses}
+    landmarks, points_side = None, 0
+    if weight["points"]:
+        landmarks = load_model(config.teachers.get("landmarks", DEFAULT_EYE), device=device)
+        landmarks.requires_grad_(False)
+        points_side = int(landmarks.size)  # type: ignore[arg-type]
     rows, held = data.split()
     pairs = Pairs(data, rows)
     rank = net.shape_basis.shape[0]
@@ -194,7 +224,7 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         target = store.show(drawn.target, net.size)
         guide, shape = make_guide(model, source, drawn.source_mesh, target, drawn.target_mesh)
         seen = _to_recogniser(source, drawn.source_mesh, teacher_size)
-        return _Batch(target, drawn.target_mesh, guide, shape, drawn.embedding, seen)
+        return _Batch(target, drawn.target_mesh, guide, shape, drawn.embedding, seen, drawn.target)
 
     # Recogniser crops of strangers only: same-person pairs have pixels to follow.
 
@@ -218,7 +248,14 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
             with autocast(config.precision, device):
                 found = teacher(seen)
             terms["identity"] = identity_loss(found.float(), wanted.float())
-            terms["leak"] = leak_loss(found.float(), unwanted.float())
+            terms["leak"] = leak_loss(
+                found.float(), unwanted.float(), allowed=weight["leak_allowed"]
+            )
+        if landmarks is not None:
+            view, wanted_points = _to_landmarks(batch, swapped, points_side, store)
+            with autocast(config.precision, device):
+                found_points, _ = landmarks(view)
+            terms["points"] = points_loss(found_points.float(), wanted_points)
         late = index >= weight.get("adversarial_from", 0)
         if weight["adversarial"] and late:
             for parameter in critic.parameters():

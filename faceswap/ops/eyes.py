@@ -1,0 +1,163 @@
+"""The target's eyes between the swapped face's lids.
+
+Where somebody looks is told by a few pixels: the iris's place, the white beside it, a glint. The
+target's own have all of that, and they lie in its light. So what is between the lids is the
+target's, moved to the swapped face's lids and irises, and only the irises take the source's colour.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from faceswap.ops.constant import constant
+from faceswap.ops.draw import outline_distance
+from faceswap.ops.lids import opening
+from faceswap.ops.topology import EYE_LEFT, EYE_RIGHT, IRIS_LEFT, IRIS_RIGHT
+
+_RIM = 0.8  # px of 128 inside the lids, over which the eye appears; lashes are the source's
+_CELLS = 64  # of the outlines, at most
+_WINDOW = 5 / 16  # of the side, in which an eye lies; twice the width of most
+_MOST = 0.2  # how far an iris's colour may be moved
+_DARKER, _BRIGHTER = 0.25, 0.06  # its light: brighter than it was, an iris is no iris any more
+_NARROW, _WIDE = 0.15, 0.2  # opening of the target's eye in its widths: nothing to see, enough
+_FAR, _FARTHEST = 1.3, 1.6  # how much wider the swapped face's may be; lids would show within
+_DULL, _CLEAR = 0.07, 0.12  # deviation of its light against the skin's; sunglasses are dull
+# How much darker than the white an iris is, against the skin: if it is not, it is somewhere else.
+_ALIKE, _TOLD = 0.02, 0.1
+_SMALL = 1.0  # px of 128, radius of an iris from which on its colour can be told
+
+
+def with_eyes(
+    image: Tensor,  # (N, 3, S, S) the swapped face, in the target's light
+    shape: Tensor,  # (N, 478, 2 or 3) float32, its mesh, px of S
+    target: Tensor,  # (N, 3, S, S)
+    target_mesh: Tensor,  # (N, 478, 2 or 3) float32, px of S
+    light: Tensor,  # (N,) mean brightness of the target's skin
+) -> Tensor:
+    """The swapped face with the target's eyes, ``(N, 3, S, S)``.
+
+    Where these are shut, blurred or behind dark glasses, the source's eyes stay.
+    """
+    size = image.shape[-1]
+    out = image.clone(memory_format=torch.contiguous_format)
+    for lids, iris in ((EYE_LEFT, IRIS_LEFT), (EYE_RIGHT, IRIS_RIGHT)):
+        outline = shape[:, constant(lids, shape.device), :2]
+        side = round(size * _WINDOW)
+        window = Window.about(outline.mean(1), side, size)
+        here = window.take(out)
+        inside = outline_distance(window.inner(outline), min(side, _CELLS), side)
+        inside = (inside / (_RIM * size / 128)).clamp(0, 1)
+        rows = constant(lids + iris, shape.device)
+        eye = window.sample(target, _affine(shape[:, rows, :2], target_mesh[:, rows, :2]))
+        inside = inside * _trusted(shape, target_mesh, lids)[:, None, None, None]
+        inside = inside * _clear(eye, inside, light)
+        middle = shape[:, iris[0], :2]
+        rim = shape[:, constant(iris[1:], shape.device), :2]
+        radius = (rim - middle[:, None]).norm(dim=-1).mean(1)
+        share = _disc(window.inner(middle[:, None])[:, 0], radius, side, size / 128) * inside
+        white = inside - share
+        darker = (_mean(eye, white) - _mean(eye, share)).mean(1, keepdim=True)
+        darker = darker / light[:, None, None, None].clamp_min(0.02)
+        share = share * ((darker - _ALIKE) / (_TOLD - _ALIKE)).clamp(0, 1)
+        gap = _mean(here - eye, share)
+        grey = gap.mean(1, keepdim=True)
+        hue = gap - grey
+        hue = hue * (_MOST / hue.abs().amax(1, keepdim=True).clamp_min(_MOST))
+        eye = (eye + share * (hue + grey.clamp(-_DARKER, _BRIGHTER))).clamp(0, 1)
+        window.put(out, here + inside * (eye - here))
+    return out
+
+
+def _mean(image: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean of the pixels, ``(N, C, 1, 1)``; zero where nothing counts."""
+    mass = weight.sum((2, 3), keepdim=True).clamp_min(1e-3)
+    return (image * weight).sum((2, 3), keepdim=True) / mass
+
+
+def _clear(eye: Tensor, inside: Tensor, light: Tensor) -> Tensor:
+    """Whether iris and white can be told apart, ``(N, 1, 1, 1)`` in [0, 1]."""
+    grey = eye.mean(1, keepdim=True)
+    spread = _mean((grey - _mean(grey, inside)).square(), inside)
+    contrast = spread.sqrt() / light[:, None, None, None].clamp_min(0.02)
+    return ((contrast - _DULL) / (_CLEAR - _DULL)).clamp(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Squares of w x w pixels of N pictures; the rest of them need not be touched."""
+
+    rows: Tensor  # (N, w, 1) int64
+    columns: Tensor  # (N, 1, w) int64
+
+    @classmethod
+    def about(
+        cls,
+        middle: Tensor,  # (N, 2) px
+        side: int,
+        size: int,  # of the pictures
+    ) -> Window:
+        """Windows about points, wholly within the pictures."""
+        corner = (middle - (side - 1) / 2).round().clamp(0, size - side).long()
+        axis = torch.arange(side, device=middle.device)
+        return cls(
+            (corner[:, 1:] + axis)[:, :, None],
+            (corner[:, :1] + axis)[:, None],
+        )
+
+    def take(self, images: Tensor) -> Tensor:
+        """``(N, 3, w, w)`` out of ``(N, 3, S, S)``."""
+        batch = torch.arange(len(images), device=images.device)[:, None, None]
+        return images.permute(0, 2, 3, 1)[batch, self.rows, self.columns].permute(0, 3, 1, 2)
+
+    def put(self, images: Tensor, part: Tensor) -> None:
+        """Write ``(N, 3, w, w)`` into ``(N, 3, S, S)``."""
+        batch = torch.arange(len(images), device=images.device)[:, None, None]
+        images.permute(0, 2, 3, 1)[batch, self.rows, self.columns] = part.permute(0, 2, 3, 1)
+
+    def inner(self, points: Tensor) -> Tensor:
+        """Points ``(N, P, 2)`` of the pictures in px of the windows."""
+        return points - torch.cat([self.columns[:, :, 0], self.rows[:, 0]], 1)[:, None]
+
+    def sample(self, images: Tensor, affine: Tensor) -> Tensor:
+        """``(N, 3, w, w)`` of pictures, fetched from where an affine map ``(N, 2, 3)`` leads."""
+        n, side = self.rows.shape[:2]
+        x = self.columns.expand(n, side, side).flatten(1)
+        y = self.rows.expand(n, side, side).flatten(1)
+        place = torch.stack([x, y, torch.ones_like(x)], 1).float()
+        at = (affine @ place) * (2 / (images.shape[-1] - 1)) - 1
+        grid = at.mT.unflatten(1, (side, side))
+        return F.grid_sample(images, grid, align_corners=True, padding_mode="border")
+
+
+def _disc(middle: Tensor, radius: Tensor, side: int, unit: float) -> Tensor:
+    """Irises as soft discs ``(N, 1, side, side)``; nothing where they are too small to tell."""
+    axis = torch.arange(side, dtype=torch.float32, device=middle.device)
+    x, y = axis - middle[:, :1], axis - middle[:, 1:]
+    away = (x.square()[:, None] + y.square()[..., None]).sqrt()
+    radius = radius[:, None, None]
+    disc = ((radius - away) / (0.5 * unit + 0.15 * radius) + 0.5).clamp(0, 1)
+    return (disc * (radius / unit / _SMALL - 1).clamp(0, 1))[:, None]
+
+
+def _trusted(shape: Tensor, target_mesh: Tensor, lids: tuple[int, ...]) -> Tensor:
+    """Whether the target's eye is open, and need not be stretched much, ``(N,)`` in [0, 1]."""
+    theirs = opening(target_mesh, lids)
+    stretch = opening(shape, lids) / theirs.clamp_min(1e-3)
+    wide = ((theirs - _NARROW) / (_WIDE - _NARROW)).clamp(0, 1)
+    return wide * ((_FARTHEST - stretch) / (_FARTHEST - _FAR)).clamp(0, 1)
+
+
+def _affine(places: Tensor, origin: Tensor) -> Tensor:
+    """Least squares from places ``(N, P, 2)`` to where they come from, px, ``(N, 2, 3)``."""
+    middle = places.mean(1, keepdim=True)
+    to = places - middle  # else the equations would lose half of their digits
+    scale = to.square().sum((1, 2), keepdim=True).clamp_min(1e-6).rsqrt()
+    to = to * scale
+    eye = 1e-6 * torch.eye(2, device=places.device)
+    centre = origin.mean(1, keepdim=True)
+    linear = torch.linalg.solve_ex(to.mT @ to + eye, to.mT @ (origin - centre)).result.mT * scale
+    return torch.cat([linear, centre.mT - linear @ middle.mT], 2)
