@@ -89,8 +89,8 @@ class TrainConfig(RunConfig):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of autocast; bf16 was 1.5 to 1.9 times as fast on a CPU with AMX."""
     augment: float = Field(1.0, ge=0, le=2)
-    """How far views of task mesh are moved, recoloured and degraded; 1 = as far as it ever is when
-    faces are looked for, less for the last steps."""
+    """How far views of task mesh are moved, recoloured and degraded; less than 1 for the last
+    steps."""
 
     @model_validator(mode="after")
     def _known_losses(self) -> TrainConfig:
