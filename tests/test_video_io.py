@@ -7,12 +7,14 @@ import itertools
 import os
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import imageio_ffmpeg
 import numpy as np
 import PIL.Image
 import pytest
@@ -754,12 +756,16 @@ def test_error_inside_the_block_leaves_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "out.mp4").read_bytes() == b"precious"
 
 
-def test_no_ffmpeg_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("there", [True, False], ids=["broken", "not-installed"])
+def test_no_ffmpeg_at_all(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
     def nothing() -> str:
         raise RuntimeError("none")
 
     monkeypatch.setattr(binary.shutil, "which", lambda name: None)
-    monkeypatch.setattr(binary.imageio_ffmpeg, "get_ffmpeg_exe", nothing)
+    if there:
+        monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", nothing)
+    else:
+        monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(MediaError, match="install ffmpeg"):
         find_ffmpeg()
 

@@ -7,8 +7,6 @@ import re
 import shutil
 import subprocess
 
-import imageio_ffmpeg
-
 from faceswap.errors import MediaError
 
 
@@ -22,8 +20,10 @@ def find_ffmpeg() -> str:
     if found:
         return found
     try:
+        import imageio_ffmpeg  # a program of 80 MB, not needed where there is another
+
         return str(imageio_ffmpeg.get_ffmpeg_exe())
-    except RuntimeError as error:
+    except (ImportError, RuntimeError) as error:
         raise MediaError(
             "There is no ffmpeg program; install ffmpeg so that it is on PATH, or reinstall the "
             "Python package imageio-ffmpeg, which brings one"

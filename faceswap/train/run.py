@@ -74,7 +74,7 @@ def run_training(
     if group.world > 1 and config.task not in SHARED:
         raise ConfigError(f"task {config.task} runs in one process; start it without torchrun")
     where = torch.device(f"cuda:{group.local}" if group.world > 1 and "cuda" in device else device)
-    if where.type == "cuda":
+    if where.type == "cuda" and where.index is not None:
         torch.cuda.set_device(where)
     task = build_task(config, where, group)
     schedule = Schedule(
