@@ -27,13 +27,15 @@ PART = 32
 FIVE = [1, 0, 2, 4, 3]  # the five points of a mirrored face
 
 
-def mirror_labels(data: Crops, labeler: MeshLabeler) -> Tensor:
+def mirror_labels(data: Crops, labeler: MeshLabeler, device: torch.device) -> Tensor:
     """Points ``(M, 478, 3)`` of all crops mirrored, in px of the mirrored crops."""
     points = data.points[:, FIVE].clone()
     points[..., 0] = data.size - 1 - points[..., 0]
+    points = points.to(device)
     parts = []
     for rows in tqdm(torch.arange(len(data)).split(PART), unit="batch", desc="mirrored"):
-        parts.append(labeler(list(data.pixels(rows).flip(3)), points[rows])[0])
+        photos = data.pixels(rows).to(device).flip(3)
+        parts.append(labeler(photos, points[rows])[0].cpu())
     return torch.cat(parts)
 
 
@@ -42,12 +44,12 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--mesh-teacher", type=Path, required=True)
     parser.add_argument("--iris-teacher", type=Path, required=True)
+    parser.add_argument("--device", type=torch.device, default="cpu")
     options = parser.parse_args()
     data = load_crops(options.data)
-    cpu = torch.device("cpu")
     scripts = (options.mesh_teacher, options.iris_teacher)
-    labeler = TeacherLabeler(*(load_script(file, cpu) for file in scripts))
-    mesh = mirror_labels(data, labeler)
+    labeler = TeacherLabeler(*(load_script(file, options.device) for file in scripts))
+    mesh = mirror_labels(data, labeler, options.device)
     part = options.data / f"{MIRRORED}.part"
     save_file({"mesh": mesh}, part)
     part.replace(options.data / MIRRORED)

@@ -19,6 +19,8 @@ import json
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +32,13 @@ from tqdm import tqdm
 from faceswap.errors import ConfigError, FaceSwapError, MediaError
 from faceswap.ops.geometry import align
 from faceswap.train.data import INDEX, Crops, cut, is_held_back, load_crops
-from faceswap.train.label import MeshLabeler, TeacherLabeler, load_recogniser, load_script
+from faceswap.train.label import (
+    MeshLabeler,
+    Recogniser,
+    TeacherLabeler,
+    load_recogniser,
+    load_script,
+)
 from faceswap.train.mesh import mirror_order
 from faceswap.train.shards import SHARD, write_sheet
 
@@ -97,10 +105,12 @@ def mix(data: Crops, rows: Tensor, order: Tensor, generator: torch.Generator) ->
     return {"image": image, "points": bent(points), "mesh": bent(mesh)}
 
 
-def labelled(part: dict[str, Tensor], labeler: MeshLabeler) -> dict[str, Tensor]:
+def labelled(
+    part: dict[str, Tensor], labeler: MeshLabeler, device: torch.device
+) -> dict[str, Tensor]:
     """The mixtures in which a teacher sees a face, with the mesh that it sees."""
-    mesh, presence = labeler(list(part["image"]), part["points"])
-    seen = presence > 0
+    mesh, presence = labeler(part["image"].to(device), part["points"].to(device))
+    mesh, seen = mesh.cpu(), presence.cpu() > 0
     return {**{key: value[seen] for key, value in part.items()}, "mesh": mesh[seen]}
 
 
@@ -136,6 +146,14 @@ class Teacher:
         return torch.cat([torch.from_numpy(part) for part in parts])
 
 
+def embedded(
+    recogniser: Recogniser, device: torch.device, images: Tensor, points: Tensor
+) -> Tensor:
+    """What `Teacher` gives, by torch."""
+    matrix = align(points, recogniser.size, template="arcface").matrix
+    return recogniser(cut(images.to(device), matrix.to(device), recogniser.size)).cpu()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("data", type=Path)
@@ -144,6 +162,7 @@ def main() -> None:
     parser.add_argument("--identity-teacher", required=True)
     parser.add_argument("--mesh-teacher", type=Path)
     parser.add_argument("--iris-teacher", type=Path)
+    parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.count < SHARD or options.count % SHARD:
@@ -153,12 +172,17 @@ def main() -> None:
     if (options.mesh_teacher is None) != (options.iris_teacher is None):
         raise ConfigError("--mesh-teacher and --iris-teacher go together")
     data = load_crops(options.data)
-    cpu = torch.device("cpu")
     labeler = None
     if options.mesh_teacher is not None:
         scripts = (options.mesh_teacher, options.iris_teacher)
-        labeler = TeacherLabeler(*(load_script(file, cpu) for file in scripts))
-    teacher = Teacher(options.identity_teacher)
+        labeler = TeacherLabeler(*(load_script(file, options.device) for file in scripts))
+    teacher: Callable[[Tensor, Tensor], Tensor] = (
+        Teacher(options.identity_teacher)
+        if options.device.type == "cpu"
+        else partial(
+            embedded, load_recogniser(options.identity_teacher, options.device), options.device
+        )
+    )
     generator = torch.Generator().manual_seed(options.seed)
     rows = torch.nonzero(~data.held_back)[:, 0]
     order = mirror_order(data.mesh[rows[:4000]])
@@ -172,7 +196,7 @@ def main() -> None:
             both = rows[torch.randint(len(rows), (2 * PART,), generator=generator)]
             part = mix(data, both, order, generator)
             if labeler is not None:
-                part = labelled(part, labeler)
+                part = labelled(part, labeler, options.device)
             part = {key: value[: SHARD - made] for key, value in part.items()}
             part["embedding"] = teacher(part["image"], part["points"])
             parts.append(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 from pathlib import Path
@@ -16,8 +17,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import label_mirrored
 
 from faceswap.errors import MediaError
+from faceswap.ops.geometry import align
 from faceswap.train.config import TrainConfig
 from faceswap.train.data import MIRRORED, load_crops
+from faceswap.train.label import cut_each
 from faceswap.train.mesh import mirror_order, unmirrored, wanted_points
 from faceswap.train.run import run_training
 from faceswap.train.views import View
@@ -46,7 +49,7 @@ class Crooked:
 
 def test_the_teacher_is_asked_about_the_mirrored_crop(folder):
     data, teacher = load_crops(folder), Crooked()
-    mesh = label_mirrored.mirror_labels(data, teacher)
+    mesh = label_mirrored.mirror_labels(data, teacher, torch.device("cpu"))
     assert mesh.shape == (len(data), 478, 3)
     assert torch.equal(torch.stack(teacher.seen), data.pixels(torch.arange(len(data))).flip(3))
     right = data.points[:, 1]  # in the mirror it is the eye on the left
@@ -104,3 +107,17 @@ def test_training_takes_the_answers_and_refuses_those_of_another_folder(folder, 
     save_file({"mesh": own[1:]}, data / MIRRORED)
     with pytest.raises(MediaError, match=rf"labels of {len(crops) - 1} faces, .* has {len(crops)}"):
         load_crops(data)
+
+
+def test_photos_in_one_tensor_are_cut_as_each_alone():
+    random = torch.Generator().manual_seed(0)
+    photos = torch.randint(0, 256, (3, 3, 60, 80), dtype=torch.uint8, generator=random)
+    points = torch.rand(3, 5, 2, generator=random) * 4 + torch.tensor(
+        [[30.0, 20.0], [50.0, 20.0], [40.0, 30.0], [32.0, 40.0], [48.0, 40.0]]
+    )
+    # The smaller one is low-passed, whatever way it is asked for.
+    for size, shown in itertools.product((48, 12), (photos, photos[..., 10:70])):
+        alignment = align(points, size)
+        alone = cut_each(list(shown), alignment)
+        torch.testing.assert_close(cut_each(shown, alignment), alone, atol=1e-4, rtol=0)
+        assert alone.std() > 0.02

@@ -69,7 +69,7 @@ def test_a_teacher_says_where_the_points_are() -> None:
         mesh = torch.cat([points + 1, torch.zeros(4, 5, 1)], 2)
         return mesh, torch.tensor([3.0, -3.0, 1.0, -0.1])  # sees no face in two of them
 
-    seen = mix_faces.labelled(part, labeler)
+    seen = mix_faces.labelled(part, labeler, torch.device("cpu"))
     for key in ("image", "points"):
         assert torch.equal(seen[key], part[key][[0, 2]])
     assert torch.equal(seen["mesh"][..., :2], part["points"][[0, 2]] + 1)

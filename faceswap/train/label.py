@@ -21,10 +21,12 @@ from faceswap.models import load_model
 from faceswap.models import mesh as layout
 from faceswap.ops.geometry import Alignment, align
 from faceswap.ops.topology import SURFACE, five_points
+from faceswap.train.data import cut
 from faceswap.types import Faces
 
 PACK = "lite"
 _CONTOUR = 1.5  # side of facemesh's crop, in longer sides of the face's box
+_FINE = 0.5  # scale of a crop from which on bilinear sampling leaves nothing out
 _EYE = 2.3  # side of the iris crop, in eye widths
 
 
@@ -44,18 +46,21 @@ def main_face(faces: Faces, height: int, width: int) -> int | None:
 class MeshLabeler(Protocol):
     """Anything that finds 478 points of one face in each photo."""
 
-    def __call__(self, photos: Sequence[Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, photos: Sequence[Tensor] | Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """Points ``(N, 478, 3)`` in photo pixels, presence logits ``(N,)``.
 
         Args:
-            photos: N times ``(3, H, W) uint8``.
+            photos: N times ``(3, H, W) uint8``, in one tensor where they are of one size.
             points: ``(N, 5, 2)`` the detector's points.
         """
         ...
 
 
-def cut_each(photos: Sequence[Tensor], alignment: Alignment) -> Tensor:
-    """Crop i out of photo i, ``(N, 3, S, S)`` float in [0, 1]."""
+def cut_each(photos: Sequence[Tensor] | Tensor, alignment: Alignment) -> Tensor:
+    """Crop i out of photo i, ``(N, 3, S, S)`` float in [0, 1]; of one tensor all at once."""
+    square = isinstance(photos, Tensor) and photos.shape[-1] == photos.shape[-2]
+    if isinstance(photos, Tensor) and square and bool((alignment.scale >= _FINE).all()):
+        return cut(photos, alignment.matrix, alignment.size)
     first = torch.zeros(1, dtype=torch.int64)
     rows = torch.arange(len(photos), device=alignment.matrix.device)
     crops = [alignment[rows[i : i + 1]].crop(photo[None], first) for i, photo in enumerate(photos)]
@@ -75,12 +80,12 @@ class PackLabeler:
         self.net = load_model(landmarks or weights.pack(PACK).landmarks, device=device)
 
     @torch.no_grad()
-    def __call__(self, photos: Sequence[Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, photos: Sequence[Tensor] | Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """See `MeshLabeler`."""
         mesh, presence = self._look(photos, points)
         return self._look(photos, five_points(mesh))[0], presence
 
-    def _look(self, photos: Sequence[Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
+    def _look(self, photos: Sequence[Tensor] | Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         size: int = self.net.size  # type: ignore[assignment]
         alignment = align(points, size, template=layout.TEMPLATE, margin=layout.MARGIN)
         found, presence = self.net(cut_each(photos, alignment))
@@ -100,7 +105,7 @@ class TeacherLabeler:
         self.facemesh, self.iris = facemesh, iris
 
     @torch.no_grad()
-    def __call__(self, photos: Sequence[Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, photos: Sequence[Tensor] | Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """See `MeshLabeler`."""
         rough = align(points, 192, template="ghost_frontal", margin=1.45)
         mesh = to_photo(self.facemesh(cut_each(photos, rough))[0], rough)
@@ -112,7 +117,7 @@ class TeacherLabeler:
         return torch.cat([mesh, left, right], 1), presence.reshape(-1)
 
     def _look(
-        self, photos: Sequence[Tensor], begin: Tensor, end: Tensor, *, mirrored: bool
+        self, photos: Sequence[Tensor] | Tensor, begin: Tensor, end: Tensor, *, mirrored: bool
     ) -> Tensor:
         """Iris of the eye between two corners (left and right in the picture), photo px."""
         across = end[:, :2] - begin[:, :2]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from types import FrameType
 
@@ -58,11 +59,11 @@ class Schedule:
 
 def _update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
     with torch.no_grad():
-        pairs = zip(average.state_dict().values(), network.state_dict().values(), strict=True)
-        for old, new in pairs:
-            if old.dtype.is_floating_point:
-                old.lerp_(new, 1 - decay)
-            else:
+        mean, now = ([*each.state_dict().values()] for each in (average, network))
+        real = [old.is_floating_point() for old in mean]
+        torch._foreach_lerp_([*compress(mean, real)], [*compress(now, real)], 1 - decay)
+        for old, new, is_real in zip(mean, now, real, strict=True):
+            if not is_real:
                 old.copy_(new)
 
 
