@@ -19,7 +19,7 @@ from faceswap.faces.detect import VIDEO_SIDES
 from faceswap.media.reader import VideoReader
 from faceswap.models import build, save_model
 from faceswap.models.fused import FusedAEINet
-from faceswap.train.config import AeiConfig, load_train_config
+from faceswap.train.config import AeiConfig, TrainConfig, load_train_config
 
 CPU = {"device": "cpu"}
 
@@ -161,10 +161,25 @@ def test_train_bench_times_the_task_on_data_of_its_own(tmp_path):
     assert "batch 2" in format_train_bench(result)
 
 
+@pytest.mark.parametrize(
+    ("task", "side", "model"),
+    [
+        ("swapper", 64, {"widths": [8, 8, 8, 8, 8], "size": 64}),
+        ("mesh", 64, {"widths": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "rank": 8, "size": 64}),
+        ("identity", 112, {"widths": [8, 8, 16], "depths": [1, 1, 1]}),
+    ],
+)
+def test_train_bench_times_the_trainings_of_the_lite_pack(task, side, model):
+    config = TrainConfig.model_validate({"task": task, "model": model, "batch_size": 4})
+    result = bench_train(config, steps=1, device="cpu")
+    assert result["fps"] > 0
+    assert f"task {task} at {side} px, batch 4, fp32" in format_train_bench(result)
+
+
 def test_other_trainings_are_refused(tmp_path):
-    path = tmp_path / "mesh.yaml"
-    path.write_text("task: mesh\n")
-    with pytest.raises(ConfigError, match="not mesh"):
+    path = tmp_path / "detector.yaml"
+    path.write_text("task: detector\n")
+    with pytest.raises(ConfigError, match="mesh and identity can be timed, not detector"):
         bench_train(load_train_config(path), steps=1, device="cpu")
 
 

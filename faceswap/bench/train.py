@@ -17,23 +17,26 @@ from faceswap import weights
 from faceswap.bench.machine import describe, machine, peak_memory, wait_for
 from faceswap.bench.material import photo, rule_made
 from faceswap.errors import ConfigError
+from faceswap.faces.identity import DEFAULT_SIDE
 from faceswap.models import build, save_model
 from faceswap.ops.geometry import align
 from faceswap.swap import Swapper, choose_device
-from faceswap.train.config import RunConfig, SwapRunConfig
+from faceswap.train.config import RunConfig, SwapRunConfig, TrainConfig
 from faceswap.train.feed import step_seed
 from faceswap.train.parallel import ALONE
 from faceswap.train.run import build_task
 
+_EMBEDDING = 256
 SIZE, MARGIN = 320, 1.25  # of the prepared crops, as configs/aei_2blk.yaml wants them
-_PEOPLE, _PHOTOS = 8, 4
+_PEOPLE, _PHOTOS = 32, 4  # a shape model of the lite swapper takes 64 faces or more
+_LITE = ("swapper", "mesh", "identity")  # tasks that need nothing but crops, points, embeddings
 
 
 def bench_train(config: RunConfig, *, steps: int = 5, device: str = "auto") -> dict[str, Any]:
     """Time steps of a training on synthetic prepared data, after one that does not count.
 
     Args:
-        config: of a task aei or distill; ``data`` is replaced.
+        config: of a task aei, distill, swapper, mesh or identity; ``data`` is replaced.
         steps: how many are timed.
         device: as in settings.
 
@@ -45,20 +48,24 @@ def bench_train(config: RunConfig, *, steps: int = 5, device: str = "auto") -> d
     Raises:
         ConfigError: a task of another kind.
     """
-    if not isinstance(config, SwapRunConfig):
-        raise ConfigError(f"bench train: tasks aei and distill can be timed, not {config.task}")
+    lite = isinstance(config, TrainConfig) and config.task in _LITE
+    if not lite and not isinstance(config, SwapRunConfig):
+        known = f"aei, distill, {', '.join(_LITE[:-1])} and {_LITE[-1]}"
+        raise ConfigError(f"bench train: tasks {known} can be timed, not {config.task}")
     where = choose_device(device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         stand_ins = ["data: one photo in many colours"]
-        encoders = tuple(_encoder(each, folder, stand_ins) for each in config.encoders)
+        given: dict[str, Any] = {"data": str(folder / "data"), "init": ()}
+        if isinstance(config, SwapRunConfig):
+            encoders = (_encoder(each, folder, stand_ins) for each in config.encoders)
+            given["encoders"] = tuple(encoders)
         write_prepared(folder / "data")
-        config = config.model_copy(
-            update={"data": str(folder / "data"), "encoders": encoders, "init": ()}
-        )
+        config = config.model_copy(update=given)
         if where.type == "cuda":
             torch.cuda.reset_peak_memory_stats(where)
         task = build_task(config, where, ALONE)
+        network = task.networks[task.ema]
         random = torch.Generator()
         waiting, stepping = [], []
         for step in range(steps + 1):
@@ -73,9 +80,9 @@ def bench_train(config: RunConfig, *, steps: int = 5, device: str = "auto") -> d
     return {
         "machine": machine(where),
         "task": config.task,
-        "precision": config.precision,
+        "precision": getattr(config, "precision", "fp32"),
         "batch_size": config.batch_size,
-        "size": config.model.size,
+        "size": int(getattr(network, "size", DEFAULT_SIDE)),
         "stand_ins": stand_ins,
         "images_per_second": config.batch_size / whole,
         "fps": config.batch_size / whole,
@@ -97,7 +104,10 @@ def _encoder(name: str, folder: Path, stand_ins: list[str]) -> str:
 
 
 def write_prepared(folder: Path) -> Path:
-    """A folder as `faceswap prepare` makes it: one photo, in other colours for each face."""
+    """A folder as `faceswap prepare` makes it: one photo, in other colours for each face.
+
+    Points differ by noise and embeddings are made up, so that every task finds what it needs.
+    """
     folder.mkdir(parents=True)
     swapper = Swapper.from_pack("lite")
     frames = photo(1)[None]
@@ -106,7 +116,8 @@ def write_prepared(folder: Path) -> Path:
     alignment = align(faces.points, SIZE, template="ghost_frontal", margin=MARGIN)
     crop = alignment.crop(frames, faces.frame)[0]
     count = _PEOPLE * _PHOTOS
-    tint = torch.rand(count, 3, 1, 1, generator=torch.Generator().manual_seed(0)) + 0.5
+    random = torch.Generator().manual_seed(0)
+    tint = torch.rand(count, 3, 1, 1, generator=random) + 0.5
     images: Tensor = (crop[None] * tint * 255).clamp(0, 255).byte()
     points = alignment.points(faces.points)[:1]
     dense = torch.cat(
@@ -115,7 +126,8 @@ def write_prepared(folder: Path) -> Path:
     shard = {
         "image": images.contiguous(),
         "points": points.expand(count, -1, -1).contiguous(),
-        "mesh": dense.expand(count, -1, -1).contiguous(),
+        "mesh": dense + 0.5 * torch.randn(count, *dense.shape[1:], generator=random),
+        "embedding": torch.randn(count, _EMBEDDING, generator=random),
     }
     save_file(shard, folder / "shard-00000.safetensors")
     names = [(person, photo) for person in range(_PEOPLE) for photo in range(_PHOTOS)]
