@@ -11,8 +11,11 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -23,16 +26,23 @@ from faceswap.errors import ConfigError, NoFaceError
 from faceswap.evaluate import measures, pixels
 from faceswap.evaluate.values import view
 from faceswap.models.guided import GuidedAEINet
+from faceswap.ops.draw import outline_distance
 from faceswap.ops.geometry import align
+from faceswap.ops.guide import make_guide
+from faceswap.ops.light import BROAD
 from faceswap.ops.shape import ShapeModel
-from faceswap.ops.topology import five_points
+from faceswap.ops.skin import GRID
+from faceswap.ops.smooth import average, resized
+from faceswap.ops.spline import thin_plate_grid
+from faceswap.ops.topology import CONTROL, FACE, five_points
 from faceswap.swap import SOURCE_SIDE, Swapper
 from faceswap.train.data import Crops
 from faceswap.train.label import MeshLabeler, Recogniser
 from faceswap.types import Faces, Guide, Identities
 
 PART = 32  # faces that go through networks together
-WARP = "bare warp"
+PLAIN = "thin-plate warp"  # the source's pixels by its landmarks and the colours of the target
+WARP = "bare warp"  # the guide, which has more: mirrored halves, light, the target's eyes
 REDRAWN = "target redrawn"  # what cutting, resizing and measuring cost by themselves
 
 
@@ -130,7 +140,34 @@ class Redrawn(GuidedAEINet):
         return target
 
 
-CONTROLS: dict[str, type[GuidedAEINet]] = {REDRAWN: Redrawn, WARP: BareWarp}
+CONTROLS: dict[str, type[GuidedAEINet]] = {REDRAWN: Redrawn, PLAIN: BareWarp, WARP: BareWarp}
+
+
+def plain_guide(
+    model: ShapeModel,
+    source: Tensor,  # (N, 3, S, S) float in [0, 1]
+    source_mesh: Tensor,  # (N, 478, 3) float32, crop px
+    target: Tensor,  # (N, 3, S, S) float in [0, 1]
+    target_mesh: Tensor,  # (N, 478, 3) float32, crop px
+    **known: Any,
+) -> tuple[Guide, Tensor]:
+    """A guide whose picture is a thin-plate warp onto the target's landmarks, and no more.
+
+    Its broad colours are the target's. What covers the target's face stays, as with every swap.
+    """
+    guide, _ = make_guide(model, source, source_mesh, target, target_mesh, **known)
+    size = target.shape[-1]
+    to, back = (mesh[:, list(CONTROL), :2] for mesh in (target_mesh, source_mesh))
+    grid = thin_plate_grid(to, back, torch.ones(to.shape[:2]), size=size)
+    image = F.grid_sample(source, grid, align_corners=True, padding_mode="border")
+    face = outline_distance(target_mesh[:, list(FACE), :2], GRID, size)
+    region = (face / (size / 16) + 0.5).clamp(0, 1)
+    broad = [
+        average(resized(each, GRID), resized(region, GRID), sigma=BROAD, trust=1e-3)
+        for each in (target, image)
+    ]
+    image = (image + resized(broad[0] - broad[1], size)).clamp(0, 1)
+    return replace(guide, image=image, region=region), target_mesh
 
 
 def load_swapper(file: str, settings: Sequence[str] = ()) -> Swapper:
@@ -310,12 +347,14 @@ def score_all(
     own_labels: bool = False,
     say: Callable[[str], None],
 ) -> list[Scored]:
-    """Score the target redrawn, the bare warp and swapper files, in this order."""
+    """Score the target redrawn, two warps and swapper files, in this order."""
     out = []
     for file in (*CONTROLS, *files):
         began = time.process_time()
         swapper = load_swapper(file, settings)
-        swapped = make_swaps(swapper, data, scorer.protocol, own_labels=own_labels)
+        plain = patch("faceswap.swap.make_guide", plain_guide) if file == PLAIN else nullcontext()
+        with plain:
+            swapped = make_swaps(swapper, data, scorer.protocol, own_labels=own_labels)
         values = scorer(swapped)
         seconds = time.process_time() - began
         out.append(Scored(_called(file, files), values, swapped, seconds))
