@@ -123,9 +123,18 @@ class Guide:
     mouth: Tensor  # (N, 1, S, S) in [0, 1], soft interior of the lips
     trust: Tensor  # (N, 1, S, S) in [0, 1], how well the source shows this part
     points: Tensor  # (N, 2, S, S) in [0, 1], landmarks and irises drawn as dots
+    eyes: Tensor  # (N, 1, S, S) in [0, 1], where ``image`` shows the target's eyes, to be kept
 
 
-GUIDE_CHANNELS = {"image": 3, "base": 3, "region": 1, "mouth": 1, "trust": 1, "points": 2}
+GUIDE_CHANNELS = {
+    "image": 3,
+    "base": 3,
+    "region": 1,
+    "mouth": 1,
+    "trust": 1,
+    "points": 2,
+    "eyes": 1,
+}
 
 
 @dataclass(frozen=True, slots=True)

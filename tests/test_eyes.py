@@ -58,7 +58,7 @@ def dark_middle(picture: Tensor, x: float, y: float) -> float:
 
 def with_eyes(image: Tensor, shape: Tensor, target: Tensor, target_mesh: Tensor) -> Tensor:
     light = torch.full((len(image),), SKIN)
-    return eyes.with_eyes(image, shape, target, target_mesh, light)
+    return eyes.with_eyes(image, shape, target, target_mesh, light)[0]
 
 
 BLUE, BROWN = (0.25, 0.35, 0.4), (0.3, 0.2, 0.1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -22,7 +24,23 @@ def guide(n: int, side: int) -> Guide:
 
     region = torch.zeros(n, 1, side, side)
     region[..., side // 4 : -side // 4, side // 4 : -side // 4] = 1.0
-    return Guide(draw(3), draw(3), region, draw(1), draw(1), draw(2))
+    return Guide(draw(3), draw(3), region, draw(1), draw(1), draw(2), torch.zeros_like(region))
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_eyes_are_shown_as_the_guide_has_them(side: int) -> None:
+    net = GuidedAEINet(**TINY).eval()
+    plain = guide(2, side)
+    eyes = torch.zeros_like(plain.region)
+    eyes[..., side // 2 :, :] = 1.0
+    target, identity = torch.rand(2, 3, side, side), torch.randn(2, 16)
+    with torch.no_grad():
+        before, after = (net(target, identity, each) for each in (plain, replace(plain, eyes=eyes)))
+    shown = ((eyes == 1) & (plain.region == 1)).expand_as(after)
+    torch.testing.assert_close(after[shown], plain.image[shown])
+    assert (before[shown] - plain.image[shown]).abs().mean() > 0.01
+    rest = (eyes == 0).expand_as(after)
+    assert torch.equal(after[rest], before[rest])
 
 
 @pytest.mark.parametrize("side", [64, 128])

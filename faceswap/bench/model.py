@@ -26,7 +26,7 @@ from faceswap.models.identity import IdentityNet
 from faceswap.models.mesh import MeshNet
 from faceswap.models.occlusion import OcclusionNet
 from faceswap.swap import choose_device
-from faceswap.types import Guide
+from faceswap.types import GUIDE_CHANNELS, Guide
 
 DETECTED = (384, 640)  # (h, w) of the frames a detector is timed on
 
@@ -108,7 +108,7 @@ def inputs_of(model: nn.Module, batch: int, device: torch.device) -> Inputs:
         identity = one.expand(batch, -1)
         if not isinstance(model, GuidedAEINet):
             return noise(3, size), identity
-        guide = Guide(*(noise(channels, size) for channels in (3, 3, 1, 1, 1, 2)))
+        guide = Guide(*(noise(channels, size) for channels in GUIDE_CHANNELS.values()))
         return noise(3, size), identity, guide
     return (noise(3, size),)
 

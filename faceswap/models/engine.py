@@ -140,13 +140,17 @@ class OcclusionEngine:
         return self._run(crop)[0]
 
 
+_SEEN = {name: n for name, n in GUIDE_CHANNELS.items() if name != "eyes"}  # by the network proper
+
+
 class _Gates(nn.Module):
     def __init__(self, net: GuidedAEINet) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, identity: Tensor, *guide: Tensor) -> tuple[Tensor, Tensor]:
-        return self.net.gates(Guide(*guide), identity)
+        parts = dict(zip(_SEEN, guide, strict=True))
+        return self.net.gates(Guide(**parts, eyes=torch.zeros_like(parts["mouth"])), identity)
 
 
 class GatesEngine:
@@ -154,12 +158,12 @@ class GatesEngine:
 
     def __init__(self, net: GuidedAEINet) -> None:
         example = {"identity": torch.ones(2, net.embedding_size)}
-        for name, channels in GUIDE_CHANNELS.items():
+        for name, channels in _SEEN.items():
             example[name] = torch.zeros(2, channels, net.size, net.size)
         self._run = Session(onnx_bytes(_Gates(net), example, ("gate", "residual")))
 
     def __call__(self, guide: Guide, identity: Tensor) -> tuple[Tensor, Tensor]:
         """See `GuidedAEINet.gates`."""
-        parts = (getattr(guide, name) for name in GUIDE_CHANNELS)
+        parts = (getattr(guide, name) for name in _SEEN)
         gate, residual = self._run(identity, *parts)
         return gate, residual

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from faceswap.models.aad import AADResBlock
 from faceswap.models.attributes import initialise
-from faceswap.types import Guide
+from faceswap.types import GUIDE_CHANNELS, Guide
 
 MESH_POINTS = 478
 LIGHTNESS, COLOUR = 0.35, 0.02  # how far the residual may change a pixel
@@ -176,6 +176,8 @@ class GuidedAEINet(nn.Module):
                 F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
                 for x in (gate, residual)
             )
+        # The target's eyes are what they should be already; a network would only blur them.
+        gate, residual = gate + guide.eyes * (1 - gate), residual * (1 - guide.eyes)
         face = guide.base + gate * (guide.image - guide.base) + residual
         return (target + guide.region * (face - target)).clamp(0, 1)
 
@@ -201,5 +203,5 @@ def _resized(guide: Guide, size: int) -> Guide:
     if guide.image.shape[-1] == size:
         return guide
     mode = "area" if guide.image.shape[-1] > size else "bilinear"
-    parts = (guide.image, guide.base, guide.region, guide.mouth, guide.trust, guide.points)
+    parts = (getattr(guide, name) for name in GUIDE_CHANNELS)
     return Guide(*(F.interpolate(x, size=(size, size), mode=mode) for x in parts))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from faceswap.ops.constant import constant
 from faceswap.ops.draw import outline_distance
+from faceswap.ops.geometry import fit_affine
 from faceswap.ops.lids import opening
 from faceswap.ops.topology import EYE_LEFT, EYE_RIGHT, IRIS_LEFT, IRIS_RIGHT
 
@@ -37,13 +38,14 @@ def with_eyes(
     target: Tensor,  # (N, 3, S, S)
     target_mesh: Tensor,  # (N, 478, 2 or 3) float32, px of S
     light: Tensor,  # (N,) mean brightness of the target's skin
-) -> Tensor:
-    """The swapped face with the target's eyes, ``(N, 3, S, S)``.
+) -> tuple[Tensor, Tensor]:
+    """The swapped face with the target's eyes, ``(N, 3, S, S)``, and where, ``(N, 1, S, S)``.
 
     Where these are shut, blurred or behind dark glasses, the source's eyes stay.
     """
     size = image.shape[-1]
     out = image.clone(memory_format=torch.contiguous_format)
+    shown = torch.zeros_like(out[:, :1])
     for lids, iris in ((EYE_LEFT, IRIS_LEFT), (EYE_RIGHT, IRIS_RIGHT)):
         outline = shape[:, constant(lids, shape.device), :2]
         side = round(size * _WINDOW)
@@ -52,7 +54,7 @@ def with_eyes(
         inside = outline_distance(window.inner(outline), min(side, _CELLS), side)
         inside = (inside / (_RIM * size / 128)).clamp(0, 1)
         rows = constant(lids + iris, shape.device)
-        eye = window.sample(target, _affine(shape[:, rows, :2], target_mesh[:, rows, :2]))
+        eye = window.sample(target, fit_affine(shape[:, rows, :2], target_mesh[:, rows, :2]))
         inside = inside * _trusted(shape, target_mesh, lids)[:, None, None, None]
         inside = inside * _clear(eye, inside, light)
         middle = shape[:, iris[0], :2]
@@ -69,7 +71,8 @@ def with_eyes(
         hue = hue * (_MOST / hue.abs().amax(1, keepdim=True).clamp_min(_MOST))
         eye = (eye + share * (hue + grey.clamp(-_DARKER, _BRIGHTER))).clamp(0, 1)
         window.put(out, here + inside * (eye - here))
-    return out
+        window.put(shown, torch.maximum(window.take(shown), inside))
+    return out, shown
 
 
 def _mean(image: Tensor, weight: Tensor) -> Tensor:
@@ -109,12 +112,12 @@ class Window:
         )
 
     def take(self, images: Tensor) -> Tensor:
-        """``(N, 3, w, w)`` out of ``(N, 3, S, S)``."""
+        """``(N, C, w, w)`` out of ``(N, C, S, S)``."""
         batch = torch.arange(len(images), device=images.device)[:, None, None]
         return images.permute(0, 2, 3, 1)[batch, self.rows, self.columns].permute(0, 3, 1, 2)
 
     def put(self, images: Tensor, part: Tensor) -> None:
-        """Write ``(N, 3, w, w)`` into ``(N, 3, S, S)``."""
+        """Write ``(N, C, w, w)`` into ``(N, C, S, S)``."""
         batch = torch.arange(len(images), device=images.device)[:, None, None]
         images.permute(0, 2, 3, 1)[batch, self.rows, self.columns] = part.permute(0, 2, 3, 1)
 
@@ -149,15 +152,3 @@ def _trusted(shape: Tensor, target_mesh: Tensor, lids: tuple[int, ...]) -> Tenso
     stretch = opening(shape, lids) / theirs.clamp_min(1e-3)
     wide = ((theirs - _NARROW) / (_WIDE - _NARROW)).clamp(0, 1)
     return wide * ((_FARTHEST - stretch) / (_FARTHEST - _FAR)).clamp(0, 1)
-
-
-def _affine(places: Tensor, origin: Tensor) -> Tensor:
-    """Least squares from places ``(N, P, 2)`` to where they come from, px, ``(N, 2, 3)``."""
-    middle = places.mean(1, keepdim=True)
-    to = places - middle  # else the equations would lose half of their digits
-    scale = to.square().sum((1, 2), keepdim=True).clamp_min(1e-6).rsqrt()
-    to = to * scale
-    eye = 1e-6 * torch.eye(2, device=places.device)
-    centre = origin.mean(1, keepdim=True)
-    linear = torch.linalg.solve_ex(to.mT @ to + eye, to.mT @ (origin - centre)).result.mT * scale
-    return torch.cat([linear, centre.mT - linear @ middle.mT], 2)

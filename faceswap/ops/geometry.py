@@ -272,3 +272,18 @@ def rotate90(
         xy = torch.stack((xy[..., 1], (width - 1) - xy[..., 0]), -1)
         height, width = width, height
     return xy
+
+
+def fit_affine(
+    places: Tensor,  # (N, P, 2) float32, px
+    origin: Tensor,  # (N, P, 2) float32, px
+) -> Tensor:
+    """Least squares from places to where they come from, ``(N, 2, 3)``; a line stays a line."""
+    middle = places.mean(1, keepdim=True)
+    to = places - middle  # else the equations would lose half of their digits
+    scale = to.square().sum((1, 2), keepdim=True).clamp_min(1e-6).rsqrt()
+    to = to * scale
+    eye = 1e-6 * torch.eye(2, device=places.device)
+    centre = origin.mean(1, keepdim=True)
+    linear = torch.linalg.solve_ex(to.mT @ to + eye, to.mT @ (origin - centre)).result.mT * scale
+    return torch.cat([linear, centre.mT - linear @ middle.mT], 2)

@@ -27,6 +27,7 @@ from faceswap.ops.constant import constant
 from faceswap.ops.draw import dots, outline_distance
 from faceswap.ops.eyes import with_eyes
 from faceswap.ops.gaze import look_along
+from faceswap.ops.geometry import fit_affine
 from faceswap.ops.lids import close_lids
 from faceswap.ops.light import BROAD, evened, relit, shade, tone
 from faceswap.ops.shape import ShapeModel
@@ -111,7 +112,7 @@ def make_guide(
     distance = resized(face, GRID) / unit
     image = image + resized(_seam(small, resized(image, GRID), distance, theirs.bare, bare), size)
 
-    image = with_eyes(image, shape, target, target_mesh, canvas.mean((1, 2, 3)))
+    image, eyes = with_eyes(image, shape, target, target_mesh, canvas.mean((1, 2, 3)))
 
     region = (face / (8 * unit) + 0.5).clamp(0, 1) * (1 - resized(theirs.hair, size))
     base = target + region * (resized(canvas, size) - target)
@@ -120,7 +121,8 @@ def make_guide(
     drawing = torch.cat(
         [dots(shape[:, control, :2] / unit, 128), dots(shape[:, SURFACE:, :2] / unit, 128)], 1
     )
-    guide = Guide(image.clamp(0, 1), base, region, mouth, seen * shown, resized(drawing, size))
+    drawing = resized(drawing, size)
+    guide = Guide(image.clamp(0, 1), base, region, mouth, seen * shown, drawing, eyes)
     return guide, shape
 
 
@@ -235,10 +237,9 @@ def _mouth_of(target: Tensor, mesh: Tensor, shape: Tensor) -> Tensor:
     """
     lips = constant(INNER_LIPS + OUTER_LIPS, mesh.device)
     size = target.shape[-1]
-    ones = torch.ones(len(mesh), len(lips), 1, device=mesh.device)
-    to = torch.cat([shape[:, lips, :2] * (2 / (size - 1)) - 1, ones], -1)
-    back = mesh[:, lips, :2] * (2 / (size - 1)) - 1
-    eye = 1e-5 * torch.eye(3, device=mesh.device)
-    affine = torch.linalg.solve_ex(to.mT @ to + eye, to.mT @ back).result.mT
-    grid = F.affine_grid(affine, list(target.shape), align_corners=True)
+    affine = fit_affine(shape[:, lips, :2], mesh[:, lips, :2])
+    linear = affine[:, :, :2]
+    # The same from [-1, 1] to [-1, 1].
+    shift = linear.sum(2, keepdim=True) + affine[:, :, 2:] * (2 / (size - 1)) - 1
+    grid = F.affine_grid(torch.cat([linear, shift], 2), list(target.shape), align_corners=True)
     return F.grid_sample(target, grid, align_corners=True, padding_mode="border")
