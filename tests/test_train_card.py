@@ -16,7 +16,7 @@ from card import DEVICE, OnCard, TwoDevices, card
 from safetensors.torch import load_file, save_file
 
 from faceswap.errors import ConfigError
-from faceswap.train import judges, swapper, views
+from faceswap.train import judges, run, swapper, views
 from faceswap.train.config import SCHEMAS, RunConfig
 from faceswap.train.feed import step_seed
 from faceswap.train.parallel import ALONE
@@ -34,7 +34,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "mesh": {"model": {"widths": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "rank": 8, "size": 64}},
     "swapper": {
         "model": {"widths": [8, 8, 16, 16, 16], "embedding_size": 16, "size": 64, "shape_rank": 8},
-        "teachers": {"identity": "ENCODER"},
+        "teachers": {"identity": ["ENCODER", "ENCODER"]},
         "losses": {"adversarial": 0.1, "points": 1.0},
     },
     "restorer": {
@@ -223,6 +223,35 @@ def test_other_processes_compose_what_threads_would(home):
         assert torch.equal(batch.images, expected.images)
         assert torch.equal(batch.answers.box, expected.answers.box)
     assert torch.equal(here.get_state(), there.get_state())
+
+
+def test_several_judges_of_identity_are_averaged(home):
+    """Twice the same one says what one says; its name alone is a list of one."""
+    config = config_of("swapper", home)
+    (judge, _) = config.teachers["identity"]
+    alone = config.model_copy(update={"teachers": {"identity": judge}})
+    one, two = (terms_of(each, torch.device("cpu"), steps=1)[0] for each in (alone, config))
+    assert one["identity"] > 0
+    assert two == pytest.approx(one, rel=1e-5)
+    none = config.model_copy(update={"teachers": {"identity": [judge, str(home / "no.ts")]}})
+    with pytest.raises(ConfigError, match=r"no\.ts"):
+        build_task(none, torch.device("cpu"), ALONE)
+
+
+def test_cuda_is_a_device_without_a_number(home, tmp_path, monkeypatch):
+    """torch takes no device without an index as the current one; the first is that anyway."""
+
+    def choose(device):
+        raise ValueError(f"Expected a torch.device with a specified index, but got: {device}")
+
+    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    reached = []
+    monkeypatch.setattr(run, "build_task", lambda config, where, group: reached.append(where))
+    monkeypatch.setattr(run, "train", lambda *_, **__: 0)
+    run_training(config_of("mesh", home), tmp_path, device="cuda")
+    assert reached == [torch.device("cuda")]
+    with pytest.raises(ValueError, match="cuda:1"):  # which one is told where there is a number
+        run_training(config_of("mesh", home), tmp_path, device="cuda:1")
 
 
 def test_a_shape_model_wants_enough_faces(home):

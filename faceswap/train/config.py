@@ -84,8 +84,8 @@ class TrainConfig(RunConfig):
     """Arguments of the network's constructor."""
     losses: dict[str, float] = Field(default_factory=dict)
     """Weight of each loss term the task knows; 0 turns it off."""
-    teachers: dict[str, str] = Field(default_factory=dict)
-    """TorchScript networks for losses, by role."""
+    teachers: dict[str, str | list[str]] = Field(default_factory=dict)
+    """Networks that losses look through, by role: our names or TorchScript files."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of autocast; bf16 was 1.5 to 1.9 times as fast on a CPU with AMX."""
     augment: float = Field(1.0, ge=0, le=2)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from faceswap.ops.shape import ShapeModel, fit_shape_model
 from faceswap.ops.topology import five_points
 from faceswap.train.config import TrainConfig
 from faceswap.train.data import Crops, cut, map_points, recolor
-from faceswap.train.label import load_recogniser
+from faceswap.train.label import Recogniser, load_recogniser
 from faceswap.train.losses import (
     gradient_loss,
     hinge_discriminator,
@@ -81,7 +82,8 @@ class _Batch:
     guide: Guide
     shape: Tensor  # (n, 478, 3) float32, of the swapped face
     embedding: Tensor  # (n, D) of the source
-    source: Tensor  # (n, 3, R, R) float in [0, 1], as the recogniser wants it
+    source: Tensor  # (n, 3, S, S) float in [0, 1]
+    source_mesh: Tensor  # (n, 478, 3) float32
     view: View  # of the targets
 
 
@@ -121,6 +123,29 @@ def _to_recogniser(images: Tensor, shape: Tensor, size: int) -> Tensor:
     """Crops as a recogniser expects them, cut out of swapped crops by their own mesh."""
     matrix = align(five_points(shape), size, template="arcface").matrix
     return cut(images, matrix, size)
+
+
+def _look(
+    judge: Recogniser, precision: str, device: torch.device, batch: _Batch, swapped: Tensor, at: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings ``(n - at, D)`` of swapped faces, their sources and targets, from row ``at``."""
+    known = torch.cat(
+        [
+            _to_recogniser(batch.source[at:], batch.source_mesh[at:], judge.size),
+            _to_recogniser(batch.target[at:], batch.mesh[at:], judge.size),
+        ]
+    )
+    with torch.no_grad(), autocast(precision, device):
+        source, target = judge.model(known).float().chunk(2)
+    seen = _to_recogniser(swapped[at:], batch.shape[at:], judge.size)
+    with autocast(precision, device):
+        return judge.model(seen).float(), source, target
+
+
+def _judges(config: TrainConfig) -> list[str]:
+    """Recognisers that say who somebody is: one, or several whose losses are averaged."""
+    names = config.teachers.get("identity", DEFAULT_JUDGE)
+    return [names] if isinstance(names, str) else names
 
 
 def _to_landmarks(batch: _Batch, swapped: Tensor, size: int, store: Store) -> tuple[Tensor, Tensor]:
@@ -174,13 +199,12 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     embeddings = data.embedding
     net = GuidedAEINet(**config.model).to(device).to(memory_format=torch.channels_last)
     critic = PatchDiscriminator().to(device).to(memory_format=torch.channels_last)
-    judge = load_recogniser(config.teachers.get("identity", DEFAULT_JUDGE), device)
-    teacher, teacher_size = judge.model, judge.size
+    judges = [load_recogniser(name, device) for name in _judges(config)]
     store = Store(data, device)
     weight = {**WEIGHTS, **config.losses}
     landmarks, points_side = None, 0
     if weight["points"]:
-        landmarks = load_model(config.teachers.get("landmarks", DEFAULT_EYE), device=device)
+        landmarks = load_model(str(config.teachers.get("landmarks", DEFAULT_EYE)), device=device)
         landmarks.requires_grad_(False)
         points_side = int(landmarks.size)  # type: ignore[arg-type]
     rows, held = data.split()
@@ -218,15 +242,22 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         return _Draw(*sides[0], color, *sides[1], embeddings[source])
 
     feed = feed_of(draw, config, device, data.wait)
+    looks = [partial(_look, judge, config.precision, device) for judge in judges]
 
     def batch_of(drawn: _Draw) -> _Batch:
         source = recolor(store.show(drawn.source, net.size), drawn.color, 0.15)
         target = store.show(drawn.target, net.size)
         guide, shape = make_guide(model, source, drawn.source_mesh, target, drawn.target_mesh)
-        seen = _to_recogniser(source, drawn.source_mesh, teacher_size)
-        return _Batch(target, drawn.target_mesh, guide, shape, drawn.embedding, seen, drawn.target)
-
-    # Recogniser crops of strangers only: same-person pairs have pixels to follow.
+        return _Batch(
+            target,
+            drawn.target_mesh,
+            guide,
+            shape,
+            drawn.embedding,
+            source,
+            drawn.source_mesh,
+            drawn.target,
+        )
 
     def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         batch = batch_of(moved(feed.take(index, generator), device))
@@ -241,16 +272,12 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
             "tone": tone_loss(swapped[half:], _lit(batch.guide)[half:], region[half:], cells=16),
         }
         if weight["identity"]:
-            theirs = _to_recogniser(batch.target[half:], batch.mesh[half:], teacher_size)
-            with torch.no_grad(), autocast(config.precision, device):
-                wanted, unwanted = teacher(torch.cat([batch.source[half:], theirs])).chunk(2)
-            seen = _to_recogniser(swapped[half:], batch.shape[half:], teacher_size)
-            with autocast(config.precision, device):
-                found = teacher(seen)
-            terms["identity"] = identity_loss(found.float(), wanted.float())
-            terms["leak"] = leak_loss(
-                found.float(), unwanted.float(), allowed=weight["leak_allowed"]
-            )
+            # Of strangers only: same-person pairs have pixels to follow.
+            both = [each(batch, swapped, half) for each in looks]
+            terms["identity"] = torch.stack([identity_loss(a, b) for a, b, _ in both]).mean()
+            allowed = weight["leak_allowed"]
+            leaks = [leak_loss(found, unwanted, allowed=allowed) for found, _, unwanted in both]
+            terms["leak"] = torch.stack(leaks).mean()
         if landmarks is not None:
             view, wanted_points = _to_landmarks(batch, swapped, points_side, store)
             with autocast(config.precision, device):
