@@ -1,5 +1,5 @@
 #!/bin/bash
-# What only a GPU can tell, in about two minutes: the CUDA tests, and how fast it trains and swaps.
+# What only a GPU can tell, in seven minutes at most: the CUDA tests, how fast it trains and swaps.
 #
 #   bash scripts/gpu_check.sh OUT [DEVICE]
 #

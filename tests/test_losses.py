@@ -72,7 +72,7 @@ def test_points_loss_in_eye_distances_and_features_weigh_more():
     wanted = torch.zeros(1, 478, 3)
     wanted[:, 263, 0] = 10.0  # eye distance 10
     close(losses.points_loss(wanted + torch.tensor([3.0, 4.0, 100.0]), wanted), 5 / 10)
-    total = 478 + len(set(losses._FEATURES)) + 3 * 10
+    total = 478 + len(set(losses.FEATURES)) + 3 * 10
     for row, weight in ((4, 1), (159, 2), (13, 2), (70, 2), (468, 4)):  # nose, lid, lip, brow, iris
         found = wanted.clone()
         found[:, row, 0] += 4.0

@@ -124,7 +124,7 @@ def test_a_moving_mouth_is_no_pose(face):
 
 
 def test_expression_error_is_free_of_pose(face):
-    count = len(measures.EXPRESSIVE)
+    count = len(measures.FEATURES)
     smile = changed(face, {61: (-0.4, -0.3, 0.0), 291: (0.4, -0.3, 5.0)})
     turned = 3 * posed(smile) @ rotation(0, 15).T
     # Two of the points moved by 0.5 in the frontal plane, of an eye distance of 4.
@@ -145,7 +145,7 @@ def test_separated_expression_leaves_out_the_face_shape(face):
     )
     both = face + 0.4 * smile + 0.3 * wide
     value = measures.separated_expression_error(posed(face), posed(both), model)
-    assert value.item() == pytest.approx(100 * 2 * 0.4 / len(measures.EXPRESSIVE) / 4, rel=1e-3)
+    assert value.item() == pytest.approx(100 * 2 * 0.4 / len(measures.FEATURES) / 4, rel=1e-3)
     value = measures.separated_expression_error(posed(face), posed(face + 0.3 * wide), model)
     assert value.item() == pytest.approx(0, abs=1e-4)
 

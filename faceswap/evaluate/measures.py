@@ -21,12 +21,7 @@ from torch import Tensor
 
 from faceswap.ops.shape import ShapeModel, fit_pose
 from faceswap.ops.topology import (
-    BROW_LEFT,
-    BROW_RIGHT,
-    EYE_LEFT,
-    EYE_RIGHT,
-    INNER_LIPS,
-    OUTER_LIPS,
+    FEATURES,
 )
 
 # Points that skin and bone hold in place while the face moves: forehead, temples, cheekbones,
@@ -35,7 +30,6 @@ RIGID = (
     10, 338, 297, 332, 284, 251, 389, 356, 454, 234, 127, 162, 21, 54, 103, 67, 109, 151, 9, 8,
     168, 6, 197, 195, 5, 4, 1, 19, 33, 133, 362, 263, 116, 345, 117, 346, 123, 352,
 )  # fmt: skip
-EXPRESSIVE = (*OUTER_LIPS, *INNER_LIPS, *EYE_LEFT, *EYE_RIGHT, *BROW_LEFT, *BROW_RIGHT)
 # Pairs of points whose distances tell faces apart and change little with expression.
 SHAPE_PAIRS = (
     (234, 454),  # width of the face
@@ -185,7 +179,7 @@ def expression_error(
     `separated_expression_error`.
     """
     a, b = plain(target, reference), plain(swapped, reference)
-    points = list(EXPRESSIVE)
+    points = list(FEATURES)
     moved = torch.linalg.vector_norm((a - b)[:, points, :2], dim=2).mean(1)
     error: Tensor = 100 * moved / eye_distance(a)
     return error
@@ -203,7 +197,7 @@ def separated_expression_error(
     """
     a, b = plain(target, model.mean), plain(swapped, model.mean)
     code = (b - a).flatten(1) @ model.basis.T @ model.expression.T
-    part = (code @ model.basis).view_as(a)[:, list(EXPRESSIVE), :2]
+    part = (code @ model.basis).view_as(a)[:, list(FEATURES), :2]
     error: Tensor = 100 * torch.linalg.vector_norm(part, dim=2).mean(1) / eye_distance(a)
     return error
 

@@ -36,6 +36,8 @@ EYE_LEFT = (33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144,
 EYE_RIGHT = (362, 398, 384, 385, 386, 387, 388, 466, 263, 249, 390, 373, 374, 380, 381, 382)
 BROW_LEFT = (70, 63, 105, 66, 107, 55, 65, 52, 53, 46)
 BROW_RIGHT = (336, 296, 334, 293, 300, 276, 283, 282, 295, 285)
+# What moves with an expression, by its outlines.
+FEATURES = EYE_LEFT + EYE_RIGHT + BROW_LEFT + BROW_RIGHT + INNER_LIPS + OUTER_LIPS
 NOSE = (168, 6, 197, 195, 5, 4, 1, 19, 94, 2, 98, 97, 326, 327, 48, 278, 115, 344)
 # The jaw line of layouts such as insightface's 2d106: ear over chin to ear, beginning at the height
 # of the eyes' outer corners, where that layout's 33 points begin too.

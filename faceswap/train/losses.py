@@ -10,17 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from faceswap.ops.constant import constant
-from faceswap.ops.topology import (
-    BROW_LEFT,
-    BROW_RIGHT,
-    EYE_LEFT,
-    EYE_RIGHT,
-    INNER_LIPS,
-    OUTER_LIPS,
-    SURFACE,
-)
-
-_FEATURES = EYE_LEFT + EYE_RIGHT + BROW_LEFT + BROW_RIGHT + INNER_LIPS + OUTER_LIPS
+from faceswap.ops.topology import FEATURES, SURFACE
 
 
 def masked_l1(
@@ -104,7 +94,7 @@ def points_loss(
     tall = (wanted[:, 152, :2] - wanted[:, 10, :2]).norm(dim=-1)  # of a profile, the eyes are near
     unit = torch.maximum(eye, 0.4 * tall)[:, None]
     weight = torch.ones(wanted.shape[1], device=wanted.device)
-    weight[constant(_FEATURES, wanted.device)] = 2.0
+    weight[constant(FEATURES, wanted.device)] = 2.0
     weight[SURFACE:] = 4.0
     gap = (found[..., :2] - wanted[..., :2]).square().sum(-1).add(1e-6).sqrt() / unit
     return (gap * weight).mean() / weight.mean()

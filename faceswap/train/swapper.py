@@ -20,7 +20,7 @@ from faceswap.errors import ConfigError
 from faceswap.models import load_model, save_model
 from faceswap.models import mesh as layout
 from faceswap.models.guided import GuidedAEINet
-from faceswap.ops.geometry import align
+from faceswap.ops.geometry import align, compose
 from faceswap.ops.guide import make_guide
 from faceswap.ops.shape import ShapeModel, fit_shape_model
 from faceswap.ops.topology import five_points
@@ -154,15 +154,8 @@ def _to_landmarks(batch: _Batch, swapped: Tensor, size: int, store: Store) -> tu
     They reach farther than the swapped crops: around those is the stored photo.
     """
     at = align(five_points(batch.shape), size, template=layout.TEMPLATE, margin=layout.MARGIN)
-    linear = at.matrix[:, :, :2]
-    to_view = torch.cat(
-        [
-            linear @ batch.view.matrix[:, :, :2],
-            linear @ batch.view.matrix[:, :, 2:] + at.matrix[:, :, 2:],
-        ],
-        2,
-    )
-    around = cut(store.crops(batch.view.rows, batch.view.stored), to_view, size)
+    whole = compose(at.matrix, batch.view.matrix)
+    around = cut(store.crops(batch.view.rows, batch.view.stored), whole, size)
     change = cut(swapped - batch.target, at.matrix, size)
     return around + change, map_points(batch.shape, at.matrix)
 
