@@ -20,7 +20,7 @@ def find_ffmpeg() -> str:
     if found:
         return found
     try:
-        import imageio_ffmpeg  # a program of 80 MB, not needed where there is another
+        import imageio_ffmpeg  # not needed where there is another
 
         return str(imageio_ffmpeg.get_ffmpeg_exe())
     except (ImportError, RuntimeError) as error:
