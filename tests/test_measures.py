@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from faceswap.evaluate import intervals, measures, pixels, temporal
+from faceswap.ops import topology
 from faceswap.ops.shape import ShapeModel
 from faceswap.ops.topology import FACE_OVAL
 
@@ -115,7 +116,7 @@ def test_euler_angles_go_by_axis(face):
 
 
 def test_a_moving_mouth_is_no_pose(face):
-    lips = dict.fromkeys(measures.OUTER_LIPS + measures.INNER_LIPS, (0.0, 2.0, 0.0))
+    lips = dict.fromkeys(topology.OUTER_LIPS + topology.INNER_LIPS, (0.0, 2.0, 0.0))
     error = measures.pose_error(posed(face), posed(changed(face, lips)), face)
     assert error.angle.item() == pytest.approx(0, abs=1e-3)
 
