@@ -20,7 +20,7 @@ _FINE = 0.02  # of the difference between the halves; shadows have edges
 _SURE = 0.01  # difference of brightness from which on shade is shade, not noise
 _SKIN, _DARK = 0.35, 0.8  # how much darker than its skin a face's shading and its features are
 _BLOTCH, _GLARE = 0.05, 0.1  # how far skin may be off its light, in colour and upwards
-_BLUE = 0.01  # how much bluer than its light hair and shaded skin may be
+_COOL = 0.01  # how much bluer or greener than its light hair and shaded skin may be
 
 
 def tone(
@@ -90,9 +90,10 @@ def evened(
 
     What is a pale socket on a flushed face turns white and blue where the flush is taken for light
     and lit otherwise. What a colour, or a brightness above the light, is off by more than usual is
-    divided by four; what is dark is left alone, but that nothing is bluer than green or red where
-    the light is not. Holding back every difference alike took identity with it: cosine to the
-    source .555 -> .542 (100 swaps, mobilefacenet).
+    divided by four; what is dark is left alone, but that nothing is bluer than green or red, or
+    greener than red, where the light is not (old photos have green moustaches). Holding back every
+    difference alike took identity with it: cosine to the source .555 -> .542 (100 swaps,
+    mobilefacenet).
     """
     light = resized(light, image.shape[-1])
     off = image - light
@@ -104,7 +105,8 @@ def evened(
     excess = (strength - _BLOTCH).clamp_min(0) / strength.clamp_min(1e-6)
     evened = colour * (1 - 0.75 * excess) + bright - 0.75 * (bright - _GLARE).clamp_min(0)
     image = image + share * (evened - off)
-    room = (light[:, 2:] - light[:, :2]).clamp_min(0) + _BLUE
-    most = (image[:, :2] + room).amin(1, keepdim=True)
-    blue = torch.lerp(image[:, 2:], image[:, 2:].minimum(most), skin)
-    return torch.cat([image[:, :2], blue], 1)
+    red, green, blue = image.split(1, 1)
+    room = (light[:, 1:] - light[:, :1]).clamp_min(0) + _COOL  # of green and blue over red
+    green = torch.lerp(green, green.minimum(red + room[:, :1]), skin)
+    most = (red + room[:, 1:]).minimum(green + (light[:, 2:] - light[:, 1:2]).clamp_min(0) + _COOL)
+    return torch.cat([red, green, torch.lerp(blue, blue.minimum(most), skin)], 1)
