@@ -413,3 +413,33 @@ def test_the_command_line_restores(lite_pack, photos, own_file, tmp_path, capsys
     assert len(lines) == 1
     assert "nowhere.safetensors" in lines[0]
     assert not (tmp_path / "no.png").exists()
+
+
+def test_motion_blurs_some_pictures_along_a_line_and_moves_none() -> None:
+    generator = torch.Generator().manual_seed(0)
+    motion = wear.draw_motion(64, 0.5, 4.0, generator)
+    assert 16 < len(motion.rows) < 48
+    images = torch.zeros(64, 3, 41, 41)
+    images[:, :, 20, 20] = 1.0
+    out = wear.motion_blurred(images, motion)
+    still = torch.ones(64, dtype=torch.bool)
+    still[motion.rows] = False
+    torch.testing.assert_close(out[still], images[still])
+    spots = out[motion.rows][:, 0]
+    axis = torch.arange(41.0)
+    centre = torch.stack([spots.sum(1) @ axis, spots.sum(2) @ axis], 1)  # the light's own
+    torch.testing.assert_close(centre, torch.full_like(centre, 20.0), atol=1e-3, rtol=0)
+    ys, xs = torch.meshgrid(axis - 20, axis - 20, indexing="ij")
+    offsets = torch.stack([xs, ys]).flatten(1)
+    spread = torch.einsum("np,ip,jp->nij", spots.flatten(1), offsets, offsets)
+    across, along = torch.linalg.eigvalsh(spread).sqrt().unbind(1)
+    assert float(along.max()) == pytest.approx(4.0, rel=0.1)
+    long = along > 2
+    assert bool(long.any())
+    assert float((across / along)[long].max()) < 0.3
+
+
+def test_where_nothing_moves_nothing_is_blurred() -> None:
+    motion = wear.draw_motion(8, 0.0, 4.0, torch.Generator().manual_seed(0))
+    images = torch.rand(8, 3, 9, 9)
+    assert wear.motion_blurred(images, motion) is images

@@ -25,8 +25,10 @@ from faceswap.train.degrade import Coarse, degrade, draw_coarse
 from faceswap.train.task import Task, autocast, check_finite
 from faceswap.train.transfer import feed_of, moved
 from faceswap.train.views import Jitter, Store, View
+from faceswap.train.wear import Motion, draw_motion, motion_blurred
 
 JITTER = Jitter(rotation=7, scale=0.08, shift=0.035)
+_MOVED, _MOTION = 0.4, 0.025  # share blurred by motion, and how far, of the side
 
 
 def mirror_order(mesh: Tensor) -> Tensor:
@@ -132,6 +134,7 @@ class _Draw:
 
     view: View
     color: Tensor  # (n, 6) random numbers of `recolor`
+    motion: Motion
     coarse: tuple[Coarse, ...]
     present: Tensor  # (n,) bool, a face and not tiles of one
     shown: Tensor  # (m,) int64, rows of these
@@ -171,16 +174,17 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         target[..., 2] -= target[:, :468, 2].mean(1, keepdim=True)
         color = torch.rand(n, 6, generator=generator)
         coarse = draw_coarse((n, 3, net.size, net.size), 0.5 * min(1.0, far), generator)
+        motion = draw_motion(n, _MOVED * min(1.0, far), _MOTION * net.size, generator)
         # One view in eight is shuffled to tiles: no face is there.
         present = torch.rand(n, generator=generator) > 0.125
         shown = torch.nonzero(present)[:, 0]
-        return _Draw(view, color, coarse, present, shown, target[shown])
+        return _Draw(view, color, motion, coarse, present, shown, target[shown])
 
     feed = feed_of(draw, config, device, data.wait)
 
     def views(drawn: _Draw) -> Tensor:
         images = recolor(store.show(drawn.view, net.size), drawn.color, 0.3 * far)
-        images = degrade(images, drawn.coarse)
+        images = degrade(motion_blurred(images, drawn.motion), drawn.coarse)
         half = net.size // 2
         broken = torch.roll(images, (half, half // 2), (2, 3)).flip(2)
         return torch.where(drawn.present[:, None, None, None], images, broken)

@@ -6,7 +6,6 @@ so the photos that look most like it are left out (`faceswap.train.wearers`).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from faceswap.train.preview import save_sheet
 from faceswap.train.task import Task, autocast, check_finite
 from faceswap.train.transfer import feed_of, moved
 from faceswap.train.views import Jitter, Store, View
-from faceswap.train.wear import filter_each, kernels
+from faceswap.train.wear import Motion, draw_motion, motion_blurred
 from faceswap.train.wearers import glasses_score
 
 JITTER = Jitter(rotation=4, scale=0.07, shift=0.03)
@@ -53,7 +52,7 @@ class _Draw:
     occluders: Drawn
     color: Tensor  # (n, 6) random numbers of `recolor`
     grey: Tensor  # (n, 1, 1, 1) bool, without colour
-    motion: Tensor  # (n, k, k) kernels of `filter_each`
+    motion: Motion
     coarse: tuple[Coarse, ...]
 
 
@@ -111,9 +110,7 @@ def build(config: OcclusionRunConfig, data: Crops, device: torch.device) -> Task
         shape = (n, 3, size, size)
         coarse = draw_coarse(shape, _SOFT, generator, smallest=low, largest=high)
         grey = torch.rand(n, 1, 1, 1, generator=generator) < _GREY
-        much, turn = torch.rand(2, n, generator=generator)
-        length = ((much - 1 + _MOVED) / _MOVED).clamp(0, 1) * _MOTION * size
-        motion = kernels(length, torch.full((n,), 0.15), turn * math.pi)
+        motion = draw_motion(n, _MOVED, _MOTION * size, generator)
         return _Draw(view, size, mesh, occluders, color, grey, motion, coarse)
 
     feed = feed_of(draw, config, device, data.wait)
@@ -121,7 +118,7 @@ def build(config: OcclusionRunConfig, data: Crops, device: torch.device) -> Task
     def views(drawn: _Draw) -> tuple[Tensor, Tensor, Tensor]:
         images = store.show(drawn.view, drawn.size)
         images, truth = cover(images, drawn.mesh, drawn.occluders)
-        images = filter_each(recolor(images, drawn.color, _COLOR), drawn.motion)
+        images = motion_blurred(recolor(images, drawn.color, _COLOR), drawn.motion)
         images = degrade(images, drawn.coarse)
         images = torch.where(drawn.grey, luma(images), images)
         return images, truth, near_face(drawn.mesh, drawn.size)

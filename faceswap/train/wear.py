@@ -26,6 +26,7 @@ from faceswap.train.config import Damage
 from faceswap.train.transfer import sent
 
 WARP_CELLS, PATCH_CELLS = 12, 6  # a side, of the grids that places are drawn on
+_THIN = 0.15  # of what a movement blurs along its way, how much across
 _ENCODERS = 4  # threads that compress at once
 
 
@@ -59,7 +60,7 @@ def draw_wear(n: int, size: int, damage: Damage, generator: torch.Generator) -> 
     field = torch.randn(n, 2, WARP_CELLS, WARP_CELLS, generator=generator)
     motion = torch.rand(n, generator=generator) < damage.motion
     turn = torch.rand(n, generator=generator) * math.pi
-    kernel = kernels(much[:, 1] * damage.blur_px, torch.where(motion, 0.15, 1.0), turn)
+    kernel = kernels(much[:, 1] * damage.blur_px, torch.where(motion, _THIN, 1.0), turn)
     soft = kernels(much[:, 2] * damage.patches_px)
     gate = torch.rand(n, 1, PATCH_CELLS, PATCH_CELLS, generator=generator)
     sharp = torch.rand(n, 2, generator=generator) < 0.5
@@ -144,6 +145,40 @@ def filter_each(
     weight = kernel.repeat_interleave(channels, 0)[:, None]
     out = F.conv2d(padded, weight, groups=n * channels)
     return out.view(n, channels, height, width)
+
+
+@dataclass(frozen=True, slots=True)
+class Motion:
+    """Some pictures of a batch that moved while they were taken."""
+
+    rows: Tensor  # (k,) int64
+    kernel: Tensor  # (k, c, c) of `filter_each`
+
+
+def draw_motion(
+    n: int,
+    share: float,  # of the pictures that move
+    far: float,  # px, largest standard deviation along the way
+    generator: torch.Generator,
+) -> Motion:
+    """Which of n pictures move, how far and where to."""
+    much, turn = torch.rand(2, n, generator=generator)
+    length = ((much - 1 + share) / max(share, 1e-6)).clamp(0, 1) * far
+    rows = torch.nonzero(length > 0)[:, 0]
+    if not len(rows):
+        return Motion(rows, torch.ones(0, 1, 1))
+    thin = torch.full((len(rows),), _THIN)
+    return Motion(rows, kernels(length[rows], thin, turn[rows] * math.pi))
+
+
+def motion_blurred(
+    images: Tensor,  # (N, 3, H, W) float
+    motion: Motion,  # on the same device
+) -> Tensor:
+    """Those of the pictures blurred that moved; same shape."""
+    if not len(motion.rows):
+        return images
+    return images.index_copy(0, motion.rows, filter_each(images[motion.rows], motion.kernel))
 
 
 def soften_patches(
