@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from faceswap.ops.color import luma
 from faceswap.ops.light import evened, relit, shade, tone
 
 SIDE = 16
@@ -111,3 +112,19 @@ def test_a_symmetric_face_has_no_shade_and_a_dark_half_has() -> None:
     assert float(got[..., 4:12, 13].abs().max()) < 1e-3
     hidden = shade(dark, everywhere(), places, twin, -facing)
     assert float(hidden.abs().max()) < 1e-3
+
+
+def test_a_reflection_is_no_shade() -> None:
+    """The left half purple instead of grey: hardly darker, so hardly a shade, whatever its hue."""
+    axis = torch.tensor([2.0, 6.0, 9.0, 13.0])
+    ys, xs = torch.meshgrid(axis, axis, indexing="ij")
+    places = torch.stack([xs, ys], -1).view(1, 16, 2)
+    twin = torch.arange(16).view(4, 4).flip(1).reshape(-1)
+    image = flat(0.5, 0.5, 0.5)
+    image[..., :8] = torch.tensor([0.53, 0.44, 0.63]).view(3, 1, 1)
+    darker = 0.5 - float(luma(image)[0, 0, 8, 2])
+    got = shade(image, everywhere(), places, twin, torch.ones(1, 16))[0, :, 8, 2]
+    colour = got - luma(got.view(1, 3, 1, 1)).view(1)
+    assert 0 < darker < 0.02
+    assert float(colour.norm()) <= 0.61 * darker
+    assert float(luma(got.view(1, 3, 1, 1))) < 0

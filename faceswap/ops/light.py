@@ -18,6 +18,7 @@ from faceswap.ops.spline import spread, thin_plate_grid
 BROAD = 0.14  # fraction of the side, sigma of what counts as broad light
 _FINE = 0.02  # of the difference between the halves; shadows have edges
 _SURE = 0.01  # difference of brightness from which on shade is shade, not noise
+_TINT = 0.6  # of its darkness, how much colour shade may have; of skin it has 0.4
 _SKIN, _DARK = 0.35, 0.8  # how much darker than its skin a face's shading and its features are
 _BLOTCH, _GLARE = 0.05, 0.1  # how far skin may be off its light, in colour and upwards
 _COOL = 0.01  # how much bluer or greener than its light hair and shaded skin may be
@@ -40,6 +41,8 @@ def shade(
 ) -> Tensor:
     """How much darker each place is than its mirror image, ``(N, 3, G, G)`` <= 0 in brightness.
 
+    What differs in colour and hardly in brightness is no shade: a reflection, a flush, make-up.
+
     The mirror image is the face warped by a thin-plate spline from each point to its twin. Where
     the other half is hidden, or is no skin, there is no shade.
     """
@@ -54,6 +57,9 @@ def shade(
     wide = average(gap, both, sigma=BROAD, trust=0.05)
     gap = average(gap, both, sigma=_FINE, prior=wide, trust=0.02)
     darker = -luma(gap)
+    colour = gap + darker
+    strength = colour.square().sum(1, keepdim=True).sqrt().clamp_min(1e-6)
+    gap = colour * (_TINT * darker / strength).clamp(0, 1) - darker
     return gap * (darker / (darker.abs() + _SURE)).clamp(min=0)
 
 
