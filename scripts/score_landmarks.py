@@ -5,7 +5,10 @@
 Both label every frame by itself, from the same points of the detector, with nothing smoothed.
 Printed for each clip, in % of the distance of the outer eye corners: how far apart the two are, and
 each one's jitter: the second difference over time, the mean over points and frames. Motion is in
-both jitters alike, so their ratio says less than it should, never more.
+both jitters alike, so their ratio says less than it should, never more: where a head is jerked
+about, hardly anything else is. "Shape" is the jitter that is left when each frame's points are
+first moved, turned and scaled onto the first frame's, which takes the head's motion out, and with
+it what the face as a whole is off by.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from torch import Tensor
 from faceswap import Swapper
 from faceswap.config import SwapConfig
 from faceswap.media.reader import VideoReader
+from faceswap.ops.geometry import fit_similarity, transform
 from faceswap.train.label import MeshLabeler, PackLabeler, TeacherLabeler, load_script
 
 CPU = torch.device("cpu")
@@ -43,6 +47,17 @@ def label(
     return {name: torch.cat(meshes) for name, meshes in found.items()}
 
 
+def jitter(points: Tensor) -> Tensor:
+    """Mean length of the second difference over time of ``(T, P, 2)`` points."""
+    return points.diff(n=2, dim=0).norm(dim=-1).mean()
+
+
+def shapes(mesh: Tensor) -> Tensor:
+    """``(T, 478, 2)``: points of every frame, moved onto the first frame's as well as it goes."""
+    points = mesh[..., :2]
+    return transform(fit_similarity(points, points[:1])[0], points)
+
+
 def figures(pack: Tensor, teacher: Tensor) -> dict[str, float]:
     """Distance and jitters in % of the teacher's eye distance."""
     unit = (teacher[:, 33, :2] - teacher[:, 263, :2]).norm(dim=-1).median() / 100
@@ -51,8 +66,9 @@ def figures(pack: Tensor, teacher: Tensor) -> dict[str, float]:
         apart = (pack - teacher)[:, rows, :2].norm(dim=-1).mean()
         out[f"apart {part}"] = float(apart / unit)
         for name, mesh in (("pack", pack), ("teacher", teacher)):
-            second = mesh[:, rows, :2].diff(n=2, dim=0).norm(dim=-1).mean()
-            out[f"jitter {part} {name}"] = float(second / unit)
+            out[f"jitter {part} {name}"] = float(jitter(mesh[:, rows, :2]) / unit)
+    for name, mesh in (("pack", pack), ("teacher", teacher)):
+        out[f"jitter shape {name}"] = float(jitter(shapes(mesh)) / unit)
     return {name: round(value, 3) for name, value in out.items()}
 
 

@@ -128,3 +128,21 @@ def test_a_reflection_is_no_shade() -> None:
     assert 0 < darker < 0.02
     assert float(colour.norm()) <= 0.61 * darker
     assert float(luma(got.view(1, 3, 1, 1))) < 0
+
+
+def test_what_is_pale_on_a_flushed_face_is_not_green_on_an_olive_one() -> None:
+    """Where the light has a fifth of the colour, so has what differs from it in colour."""
+    own, light = flat(0.9, 0.6, 0.5), flat(0.55, 0.5, 0.45)
+    pale = flat(0.75, 0.67, 0.6)
+    red, green, _ = colour_of(relit(pale, own, light))
+    assert red > green
+    grey = flat(0.5, 0.5, 0.5)
+    red, green, blue = colour_of(relit(pale, own, grey))
+    assert max(red, green, blue) - min(red, green, blue) < 0.02
+
+
+def test_shading_has_the_colour_of_the_light_it_is_put_into() -> None:
+    own, light = flat(0.8, 0.6, 0.5), flat(0.5, 0.5, 0.5)
+    brighter = colour_of(relit(own * 1.1, own, light))
+    assert max(brighter) - min(brighter) < 0.02
+    assert sum(brighter) / 3 > 0.51

@@ -53,6 +53,7 @@ _BROW_ROOM = 7.0  # px of 128, see `find_skin`
 # farther eye of a head that is turned away.
 _BETTER, _HIDDEN, _TURNED = 0.12, 0.4, 0.66
 _LIPS, _FINEST = 128, 128  # cells of the lips' outline, and of what evens skin, at most
+_LOCAL = 0.03  # fraction of the side, of what a face shows of its light in one place
 _DEEPEST = 0.6  # share of its light that shade may take from a face
 _CANVAS = 0.045  # of the target that shows where the source has nothing to show
 
@@ -73,7 +74,7 @@ def make_guide(
     Returns:
         The guide, at side R, and the swapped face's mesh ``(N, 478, 3)`` in target crop pixels.
     """
-    size = target.shape[-1]
+    n, size = len(target), target.shape[-1]
     unit = size / 128
     shape = close_lids(model.compose(source_mesh, target_mesh, identity=identity), target_mesh)
     control = constant(CONTROL, target.device)
@@ -106,7 +107,10 @@ def make_guide(
         torch.cat([trust.minimum(shown_there), shown_there]),
     )
     bright = tone(faces - dark, torch.cat([bare, theirs.bare]))
-    lights = bright + dark.maximum(-_DEEPEST * bright)  # deeper than that is beard, not shade
+    # No deeper than the target is dark there: where its other half shines, this one has no shade.
+    local = average(small, theirs.bare, sigma=_LOCAL, prior=bright[n:], trust=0.05)
+    dark = torch.cat([dark[:n], dark[n:].maximum((local - bright[n:]).clamp(max=0))])
+    lights = bright + dark.maximum(-_DEEPEST * bright)
     image = relit(warped, *lights.chunk(2))
     image = image + resized(_excess(image, lights.chunk(2)[1], shape), size)
     distance = resized(face, GRID) / unit

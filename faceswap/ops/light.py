@@ -74,17 +74,29 @@ def relit(
     darker than the skin (a brow stays dark) and where it gets darker, half by a factor and half by
     a sum in skin that gets brighter: a factor alone blows up the contrast of dark skin in bright
     light, and a sum alone takes shadows below black in dark light, one colour after the other.
+    Differences of colour are as much weaker as the light has less colour: what is pale on a flushed
+    face would be green on an olive one.
     """
     ratio = ((light + 0.05) / (own + 0.05)).clamp(0.25, 4)
     gain = ((luma(light) + 0.05) / (luma(own) + 0.05)).clamp(0.25, 4)
     half = (ratio / gain) ** 0.75 * gain.clamp(max=1) * gain.clamp(min=1).sqrt()
-    fields = torch.cat([half, light - own * half, ratio, 1 / luma(own).clamp_min(0.05)], 1)
-    half, more, ratio, level = resized(fields, image.shape[-1]).split((3, 3, 3, 1), 1)
-    skin = image * half + more
+    muted = ((_colour(light) + 0.01) / (_colour(own) + 0.01)).clamp(max=1)
+    fields = torch.cat([half, own, light, ratio, muted, 1 / luma(own).clamp_min(0.05)], 1)
+    half, own, light, ratio, muted, level = resized(fields, image.shape[-1]).split(
+        (3, 3, 3, 3, 1, 1), 1
+    )
+    off = image - own
+    shading = luma(off) * level * own  # what of it is a change of brightness alone
+    skin = light + half * (shading + muted * (off - shading))
     depth = 1 - luma(image) * level
     share = ((depth - _SKIN) / (_DARK - _SKIN)).clamp(0, 1)
     share = share * share * (3 - 2 * share)
     return torch.lerp(skin, image * ratio, share.expand_as(skin))
+
+
+def _colour(images: Tensor) -> Tensor:
+    """How far colours are from grey of their brightness, ``(N, 1, H, W)``."""
+    return (images - luma(images)).square().sum(1, keepdim=True).sqrt()
 
 
 def evened(
