@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from faceswap.config import SwapConfig, VideoConfig, load_config
     from faceswap.errors import FaceSwapError
+    from faceswap.media.provenance import Provenance, read_provenance
     from faceswap.models import load_model
     from faceswap.people import list_people
     from faceswap.photo import swap_image
@@ -38,6 +39,7 @@ __all__ = [
     "Faces",
     "Identities",
     "ImageReport",
+    "Provenance",
     "SwapConfig",
     "SwapResult",
     "Swapper",
@@ -49,6 +51,7 @@ __all__ = [
     "load_config",
     "load_model",
     "preview_video",
+    "read_provenance",
     "swap_image",
     "swap_video",
 ]
@@ -57,6 +60,7 @@ _HOME = {  # public name -> module it comes from
     **dict.fromkeys(("SwapConfig", "VideoConfig", "load_config"), "config"),
     **dict.fromkeys(("FaceSwapError",), "errors"),
     **dict.fromkeys(("load_model",), "models"),
+    **dict.fromkeys(("Provenance", "read_provenance"), "media.provenance"),
     "list_people": "people",
     "preview_video": "preview",
     "swap_image": "photo",

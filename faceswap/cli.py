@@ -703,6 +703,40 @@ def doctor(as_json: bool) -> int:
 
 
 @commands.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, by FILE.")
+def origin(files: tuple[str, ...], as_json: bool) -> int:
+    """What photos and clips say of their own origin, as every swap does.
+
+    A file without a mark may still be synthetic.
+    """
+    from faceswap.media.provenance import TERMS, read_provenance
+
+    code = 0
+    found: dict[str, dict[str, str] | None] = {}
+    for name in files:
+        try:
+            mark = read_provenance(name)
+        except FaceSwapError as error:  # the others are told all the same
+            say(str(error))
+            code = error.exit_code
+            continue
+        found[name] = None if mark is None else asdict(mark)
+        if as_json:
+            continue
+        if mark is None:
+            click.echo(f"{name}: no mark")
+            continue
+        term = mark.source_type.rsplit("/", 1)[-1]
+        tool = f", made with {mark.tool}" if mark.tool else ""
+        text = f"{name}: {TERMS.get(term, 'marked')} ({term}){tool}"
+        click.echo("".join(c if c.isprintable() else "?" for c in text))  # files may say anything
+    if as_json:
+        click.echo(json.dumps(found))
+    return code
+
+
+@commands.command()
 @click.argument("photos", nargs=-1, metavar="PHOTOS...")
 @click.argument("out")
 @click.option("--flat", multiple=True, metavar="PHOTOS", help="More; their folders are no people.")

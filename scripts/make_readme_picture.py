@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from faceswap import Swapper, swap_image
+from faceswap.media.image import write_image
 
 ROOT = Path(__file__).parent.parent
 SIDE = 360  # px of each panel
@@ -29,7 +31,8 @@ def main() -> None:
         panel(Image.open(target), "target"),
         panel(swapped, "target"),
     ]
-    Image.fromarray(np.hstack(panels)).save(ROOT / "docs" / "before-after.jpg", quality=90)
+    pixels = torch.from_numpy(np.hstack(panels)).permute(2, 0, 1)
+    write_image(ROOT / "docs" / "before-after.jpg", pixels, quality=90, overwrite=True)
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ def sheet(path: Path, data: Crops, scorer: Scorer, scored: list[Scored]) -> None
     total = len(scorer.protocol.who)
     some = torch.arange(0, total, max(1, total // SHOWN))[:SHOWN]
     source = data.pixels(scorer.protocol.source[scorer.protocol.who[some]])
-    save_sheet(path, [source / 255, *(each.swapped[some] / 255 for each in scored)])
+    save_sheet(path, [source / 255, *(each.swapped[some] / 255 for each in scored)], synthetic=True)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

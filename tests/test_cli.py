@@ -11,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import faceswap.photo
 import faceswap.swap
@@ -22,6 +24,8 @@ import faceswap.weights
 from faceswap.cli import commands, main, split, swapped_name
 from faceswap.config import SwapConfig
 from faceswap.errors import ConfigError, DeviceError, NoFaceError, WeightError
+from faceswap.media.image import write_image
+from faceswap.media.provenance import Provenance, xmp_packet
 from faceswap.train.prepare import PrepareReport
 from faceswap.types import ImageReport
 
@@ -48,6 +52,7 @@ OPTIONS = {
     "--quiet --help",
     "export": "RUN --to --output --overwrite --verbose --quiet --help",
     "doctor": "--json --help",
+    "origin": "FILE... --json --help",
     "evaluate": "--sources --targets --triples --faceforensics --method --pairs --compression "
     "--compare --extractor --pairing --limit --frames --track --seed --output --overwrite --pack "
     "--swapper --mask --color-match --no-color-match --alpha --occlusion --no-occlusion --restore "
@@ -538,3 +543,39 @@ def test_doctor_reads_the_files_through(folder, monkeypatch, capsys):
     assert line.startswith("!!")
     assert "is not lite-landmarks: its sha256 is" in line
     assert line.endswith("; reinstall faceswap")
+
+
+# ------------------------------------------------------------------------------ origin
+
+
+def camera_photo(path):
+    """A photo that a camera has marked as its own, with a name that means mischief."""
+    term = "http://cv.iptc.org/newscodes/digitalsourcetype/digitalCapture"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(
+        path, xmp=xmp_packet(Provenance(term, "Cam\x9b31m 1"))
+    )
+
+
+def test_origin_says_what_files_say(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_image("swap.png", torch.zeros(3, 8, 8, dtype=torch.uint8))
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("plain.jpg")
+    camera_photo("camera.jpg")
+    assert main(["origin", "swap.png", "plain.jpg", "camera.jpg"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    term = "compositeWithTrainedAlgorithmicMedia"
+    assert lines[0].startswith(f"swap.png: synthetic in parts ({term}), made with faceswap ")
+    assert lines[1] == "plain.jpg: no mark"
+    assert lines[2] == "camera.jpg: taken by a camera (digitalCapture), made with Cam?31m 1"
+
+
+def test_origin_of_what_is_not_there(tmp_path, monkeypatch, capsys):
+    """Each other file is told all the same."""
+    monkeypatch.chdir(tmp_path)
+    write_image("swap.png", torch.zeros(3, 8, 8, dtype=torch.uint8))
+    assert main(["origin", "nowhere.jpg", "swap.png", ".", "--json"]) == 1
+    told = capsys.readouterr()
+    assert list(json.loads(told.out)) == ["swap.png"]
+    assert json.loads(told.out)["swap.png"]["source_type"].endswith("AlgorithmicMedia")
+    assert [line.split(":")[0] for line in told.err.splitlines()] == ["faceswap", "faceswap"]
+    assert "nowhere.jpg" in told.err

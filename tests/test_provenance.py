@@ -23,6 +23,7 @@ from faceswap.media.provenance import (
     sidecar,
     xmp_packet,
 )
+from faceswap.train.preview import save_sheet
 
 CAMERA = b"""<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF
@@ -193,3 +194,13 @@ def test_unmarked_and_missing_files(tmp_path: Path) -> None:
     assert found.source_type.endswith("digitalCapture")
     with pytest.raises(MissingMediaError):
         read_provenance(tmp_path / "nowhere.jpg")
+
+
+def test_sheets_of_swapped_faces_are_marked_and_those_of_photos_are_not(tmp_path: Path) -> None:
+    row = torch.rand(2, 3, 8, 8)
+    save_sheet(tmp_path / "swaps.png", [row, row], synthetic=True)
+    save_sheet(tmp_path / "photos.png", [row, row])
+    assert read_provenance(tmp_path / "swaps.png") == Provenance()
+    assert read_provenance(tmp_path / "photos.png") is None
+    for name in ("swaps.png", "photos.png"):
+        assert read_image(tmp_path / name).pixels.shape == (3, 16, 16)

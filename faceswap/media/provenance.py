@@ -23,6 +23,20 @@ from pathlib import Path
 from faceswap.errors import MediaError, MissingMediaError
 
 COMPOSITE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+TERMS = {  # of IPTC's list, those that tell a photo from what is not one
+    "compositeWithTrainedAlgorithmicMedia": "synthetic in parts",
+    "compositeSynthetic": "synthetic in parts",
+    "trainedAlgorithmicMedia": "synthetic",
+    "algorithmicMedia": "synthetic",
+    "virtualRecording": "synthetic",
+    "algorithmicallyEnhanced": "changed by an algorithm",
+    "digitalCapture": "taken by a camera",
+    "computationalCapture": "taken by a camera",
+    "negativeFilm": "taken on film",
+    "positiveFilm": "taken on film",
+    "print": "scanned from a print",
+    "humanEdits": "edited by a person",
+}
 _NAMESPACES = {
     "x": "adobe:ns:meta/",
     "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#",

@@ -54,7 +54,7 @@ _BROW_ROOM = 7.0  # px of 128, see `find_skin`
 _BETTER, _HIDDEN, _TURNED = 0.12, 0.4, 0.66
 _LIPS, _FINEST = 128, 128  # cells of the lips' outline, and of what evens skin, at most
 _LOCAL = 0.03  # fraction of the side, of what a face shows of its light in one place
-_DEEPEST = 0.6  # share of its light that shade may take from a face
+_DEEPEST = 0.6  # share of its light that shade may take from a face; what is darker is beard
 _CANVAS = 0.045  # of the target that shows where the source has nothing to show
 
 

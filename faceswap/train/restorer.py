@@ -270,7 +270,7 @@ def build(config: RestorerRunConfig, data: Crops, device: torch.device) -> Task:
         wear = draw_wear(len(truth), max(config.sides), config.damage, random)
         damaged = worsen(truth, moved(wear, device))
         restored = average.eval()(damaged)
-        save_sheet(path, [truth, damaged, restored])
+        save_sheet(path, [truth, damaged, restored], synthetic=True)
 
     def export(average: nn.Module, out: Path) -> None:
         save_model(out / "restorer.safetensors", average, "restorer", config.model.model_dump())

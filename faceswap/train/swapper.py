@@ -315,7 +315,7 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         guide, _ = make_guide(model, source, meshes[0], target, meshes[1])
         swapped = average(target, embeddings[rows[0]].to(device), guide)
         warp = guide.region * guide.image + (1 - guide.region) * target
-        save_sheet(path, [source, target, warp, swapped])
+        save_sheet(path, [source, target, warp, swapped], synthetic=True)
 
     def export(average: nn.Module, out: Path) -> None:
         decided = decide(average)

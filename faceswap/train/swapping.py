@@ -161,7 +161,7 @@ def make_preview(
         swapped = network(target, identity)
         _, logits = network.render(network.attributes(target), identity)
         mask = outlines if logits is None else logits.sigmoid()
-        save_sheet(path, [source, target, swapped, mask.expand(-1, 3, -1, -1)])
+        save_sheet(path, [source, target, swapped, mask.expand(-1, 3, -1, -1)], synthetic=True)
 
     return preview
 
