@@ -34,6 +34,7 @@ from faceswap.faces.detect import (
 from faceswap.faces.engine import CenterFaceEngine
 from faceswap.faces.identity import IdentityEncoder
 from faceswap.faces.landmarks import Insight106Landmarker, Landmarker, MeshLandmarker
+from faceswap.faces.source import hidden_eyes, shortcomings
 from faceswap.models import load_model, to_precision
 from faceswap.models.aei import AEINet
 from faceswap.models.centerface import CenterFace
@@ -251,12 +252,18 @@ class Swapper:
         embedding = torch.stack(embeddings).mean(0)
         if not isinstance(self.generator, GuidedAEINet):
             return Identities((name,), embedding)
-        mesh, alignment = self._align(*first, SOURCE_SIDE)
+        seen, alignment = self._align(*first, SOURCE_SIDE)
         crop = alignment.crop(first[0], first[1].frame, padding="reflection")
-        mesh = _in_crop(mesh, alignment)
+        mesh = _in_crop(seen, alignment)
         covered = self._covered(crop, mesh)
+        hidden = 0.0
         if covered is not None:
+            hidden = hidden_eyes(covered, mesh)
             crop = without_rims(crop, covered)
+        height, width = first[0].shape[-2:]
+        poor = shortcomings(seen, self.generator.shape_mean, (height, width), hidden=hidden)
+        if poor:
+            _log.warning("%s: the face %s; another photo may do better", name, " and ".join(poor))
         return Identities((name,), embedding, crop, mesh)
 
     def __call__(self, frames: Tensor, identities: Identities, choose: Choice) -> SwapResult:
