@@ -180,7 +180,10 @@ face_options = options(
         help="Take the Nth face from the left of SOURCE, not the largest.",
     ),
     click.option(
-        "--source-extra", multiple=True, metavar="PHOTO", help="More photos of the source."
+        "--source-extra",
+        multiple=True,
+        metavar="PHOTO",
+        help="More photos of the source, turned otherwise.",
     ),
 )
 output_options = options(

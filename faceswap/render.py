@@ -17,16 +17,19 @@ import torch
 from torch import Tensor
 
 from faceswap.config import TrackConfig
+from faceswap.faces.looks import FADE, Shown, angles, show
 from faceswap.faces.steady import radius, steady
 from faceswap.faces.track import Place, Track
 from faceswap.lanes import Lane
 from faceswap.media.planes import FrameBatch
+from faceswap.models.guided import GuidedAEINet
 from faceswap.occlude import lasting
 from faceswap.ops.geometry import align
 from faceswap.ops.topology import MESH_POINTS, five_points
-from faceswap.swap import Swapper
+from faceswap.swap import Swapper, in_crop
 from faceswap.types import Faces, Identities
 
+_CROP = 128  # px, crops in which it is told where a face looks
 _SIDE_SLACK = 1.35  # a face has to shrink by this much before it is rendered smaller
 
 
@@ -69,6 +72,7 @@ class Placed:
     side: Tensor  # (N,) int64, px to render at
     before: Future[Any] | None  # the batch before, whose colours come first
     covered: Tensor | None = None  # (N, 1, s, s) float32 in [0, 1], what lies before the faces
+    shown: Sequence[Shown] = ()  # N, where a person has several looks
 
 
 class Renderer:
@@ -87,6 +91,7 @@ class Renderer:
         self.swapper = swapper
         self.identities = identities
         self.strength = config.smoothing
+        self.rate = rate
         self.radius = radius(config.smoothing, rate)  # frames, to either side
         self._people: dict[torch.device, Identities] = {}
         self._color_keep = 0.0 if not self.strength else math.exp(-8 / (self.strength * rate))
@@ -115,17 +120,27 @@ class Renderer:
         covered = None
         if self.swapper.occlusion is not None:
             covered = torch.stack([self._lasting(row) for row in rows])[:, None]
+        shown = self._looks(rows, faces, mesh)
         self._clock("track", began)
-        return Placed(rows, faces, mesh, side, before, covered)
+        return Placed(rows, faces, mesh, side, before, covered, shown)
 
     def swap(self, waiting: Waiting, placed: Placed) -> Tensor:
         """The frames of a batch swapped, ``(B, 3, H, W) uint8``; runs in its lane."""
         device, swapper = waiting.frames.device, waiting.lane.swapper
-        faces, mesh = placed.faces.to(device), placed.mesh.to(device)
-        side, rows = placed.side.to(device), placed.rows
-        covered = None if placed.covered is None else placed.covered.to(device)
-        role = torch.tensor([row.role for row in rows], device=device)
-        opacity = torch.tensor([row.opacity for row in rows], device=device)
+        rows, shown = placed.rows, placed.shown
+        # A look that comes in is painted over the one that goes.
+        again = [row for row, each in enumerate(shown) if each.share]
+        index = torch.tensor([*range(len(rows)), *again])
+        faces, mesh = placed.faces[index].to(device), placed.mesh[index].to(device)
+        side = placed.side[index].to(device)
+        covered = None if placed.covered is None else placed.covered[index].to(device)
+        role = torch.tensor([rows[row].role for row in index.tolist()], device=device)
+        opacity = torch.tensor([rows[row].opacity for row in index.tolist()], device=device)
+        look = None
+        if shown:
+            looks = [each.look for each in shown] + [shown[row].coming for row in again]
+            look = torch.tensor(looks, device=device)
+            opacity[len(rows) :] *= torch.tensor([shown[row].share for row in again], device=device)
         people = self._people_of(waiting.lane)
         return waiting.lane.with_room(
             lambda _size: swapper.replace(  # goes by the setting that `with_room` changes
@@ -137,7 +152,10 @@ class Renderer:
                 side=side,
                 opacity=opacity,
                 covered=covered,
-                settle=lambda chosen, own, wanted: self._settle(placed, chosen, own, wanted),
+                look=look,
+                settle=lambda chosen, own, wanted: self._settle(
+                    placed, index[chosen.cpu()], own, wanted
+                ),
             ),
         )
 
@@ -168,6 +186,21 @@ class Renderer:
                     covers = lane.per_face(lane.swapper.covers, waiting.frames, faces)
                     for (_, place), cover in zip(wanted, covers, strict=True):
                         place.covered = (cover[0] * 255).round().to(torch.uint8)
+
+    def _looks(self, rows: Sequence[Row], faces: Faces, mesh: Tensor) -> list[Shown]:
+        """Which photo of its source each face shows; none where every source has one."""
+        own = self.identities
+        if own.person is None or own.mesh is None:
+            return []
+        net = self.swapper.generator
+        assert isinstance(net, GuidedAEINet)  # others take no texture
+        at = align(faces.points, _CROP, template=self.swapper.pack.template)
+        apart = angles(in_crop(mesh, at), own.mesh.cpu(), net.shape_mean.cpu())
+        fade = max(1, round(FADE * self.rate))
+        return [
+            show(row.track, row.frame, each, row.role, own, fade)
+            for row, each in zip(rows, apart, strict=True)
+        ]
 
     def _lasting(self, row: Row) -> Tensor:
         """What lies before a face for longer than a moment, ``(s, s) float32`` in [0, 1]."""

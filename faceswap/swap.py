@@ -34,6 +34,7 @@ from faceswap.faces.detect import (
 from faceswap.faces.engine import CenterFaceEngine
 from faceswap.faces.identity import IdentityEncoder
 from faceswap.faces.landmarks import Insight106Landmarker, Landmarker, MeshLandmarker
+from faceswap.faces.looks import angles, nearest
 from faceswap.faces.source import hidden_eyes, shortcomings
 from faceswap.models import load_model, to_precision
 from faceswap.models.aei import AEINet
@@ -234,37 +235,46 @@ class Swapper:
     ) -> Identities:
         """One person to swap in, from one or several photos.
 
-        The embedding is the mean over the photos; texture (guided swappers) is the first one's,
-        without the rims of glasses where the target's occlusions are kept.
+        The embedding is the mean over the photos; texture (guided swappers) is that of the photo
+        turned most like the target (`faceswap.faces.looks`), without the rims of glasses where the
+        target's occlusions are kept.
 
         Raises:
             NoFaceError: a photo without a face, or without that many.
         """
-        embeddings, first = [], None
+        embeddings, shown = [], []
         for index, photo in enumerate(photos):
             frames = photo[None].to(self.device)
             called = names[index] if names else name
             chosen = self._source_face(frames, called, face if index == 0 else None)
             embeddings.append(self.embed(frames, chosen))
-            first = (frames, chosen) if first is None else first
-        if first is None:
+            shown.append((frames, chosen))
+        if not shown:
             raise ConfigError(f"{name}: no photo to identify")
         embedding = torch.stack(embeddings).mean(0)
         if not isinstance(self.generator, GuidedAEINet):
             return Identities((name,), embedding)
-        seen, alignment = self._align(*first, SOURCE_SIDE)
-        crop = alignment.crop(first[0], first[1].frame, padding="reflection")
-        mesh = _in_crop(seen, alignment)
+        looks = [self._look(*each, names[row] if names else name) for row, each in enumerate(shown)]
+        crops, meshes = (torch.cat(each) for each in zip(*looks, strict=True))
+        person = torch.zeros(len(looks), dtype=torch.int64) if len(looks) > 1 else None
+        return Identities((name,), embedding, crops, meshes, person)
+
+    def _look(self, frames: Tensor, face: Faces, name: str) -> tuple[Tensor, Tensor]:
+        """A source's crop ``(1, 3, S, S)`` and mesh in it; says what is wrong with the photo."""
+        assert isinstance(self.generator, GuidedAEINet)
+        seen, alignment = self._align(frames, face, SOURCE_SIDE)
+        crop = alignment.crop(frames, face.frame, padding="reflection")
+        mesh = in_crop(seen, alignment)
         covered = self._covered(crop, mesh)
         hidden = 0.0
         if covered is not None:
             hidden = hidden_eyes(covered, mesh)
             crop = without_rims(crop, covered)
-        height, width = first[0].shape[-2:]
+        height, width = frames.shape[-2:]
         poor = shortcomings(seen, self.generator.shape_mean, (height, width), hidden=hidden)
         if poor:
             _log.warning("%s: the face %s; another photo may do better", name, " and ".join(poor))
-        return Identities((name,), embedding, crop, mesh)
+        return crop, mesh
 
     def __call__(self, frames: Tensor, identities: Identities, choose: Choice) -> SwapResult:
         """Swap faces in a batch of frames.
@@ -300,6 +310,7 @@ class Swapper:
         side: Tensor | None = None,  # (N,) int64, px to render at; None: by the size of the faces
         opacity: Tensor | None = None,  # (N,) float32 in [0, 1]; None: 1
         covered: Tensor | None = None,  # (N, 1, s, s) of `covers`; None: looked for, if wanted
+        look: Tensor | None = None,  # (N,) int64 row of the identities' crops; None: by pose
         settle: Settle | None = None,
     ) -> Tensor:
         """Frames with these faces swapped, ``(B, 3, H, W) uint8``.
@@ -314,11 +325,12 @@ class Swapper:
             at = alignment[rows].scaled(size / alignment.size)
             with self._stage("swap"), torch.no_grad():
                 target = at.crop(frames, faces.frame[rows])
-            here = _in_crop(mesh[rows], at)
+            here = in_crop(mesh[rows], at)
             hidden = self._covered(target, here, None if covered is None else covered[rows])
             with self._stage("swap"), torch.no_grad():
+                chosen = None if look is None else look[rows]
                 crops, shape, target_mesh = self._generate(
-                    target, here, identities, source[rows], hidden
+                    target, here, identities, source[rows], chosen, hidden
                 )
             if self.restorer is not None:
                 with self._stage("restore"), torch.no_grad():
@@ -395,6 +407,7 @@ class Swapper:
         mesh: Tensor,  # (N, P, 3) float32, crop px
         people: Identities,  # K rows
         source: Tensor,  # (N,) int64 row of `people` for each face
+        look: Tensor | None,  # (N,) int64 row of their crops; None: by pose
         covered: Tensor | None,  # (N, 1, S, S) in [0, 1], what lies before the faces
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Swapped crops, landmarks of the swapped faces and of the targets, in crop px."""
@@ -405,13 +418,18 @@ class Swapper:
             model = ShapeModel(net.shape_mean, net.shape_basis, net.shape_expression)
             texture, own, skin = self._textures(people.crop, people.mesh, target.shape[-1])
             identity = people.embedding.to(self.device)[source]
+            if people.person is None:
+                look = source
+            elif look is None:
+                apart = angles(mesh, people.mesh, net.shape_mean)
+                look = nearest(apart, source, people.person.to(self.device))
             guide, shape = make_guide(
                 model,
-                texture[source],
-                own[source],
+                texture[look],
+                own[look],
                 target,
                 mesh,
-                source_skin=skin.rows(source),
+                source_skin=skin.rows(look),
                 covered=covered,
             )
             return self._safely(lambda: net(target, identity, guide)), shape, mesh
@@ -544,7 +562,18 @@ def merge(people: Sequence[Identities]) -> Identities:
         torch.cat([p.embedding for p in people]),
         torch.cat(crops) if crops else None,
         torch.cat(meshes) if meshes else None,
+        _whose(people) if any(p.person is not None for p in people) else None,
     )
+
+
+def _whose(people: Sequence[Identities]) -> Tensor:
+    """Person of each look of a table merged from these."""
+    parts, before = [], 0
+    for each in people:
+        own = torch.arange(len(each)) if each.person is None else each.person
+        parts.append(own + before)
+        before += len(each)
+    return torch.cat(parts)
 
 
 def per_device(config: SwapConfig) -> list[SwapConfig]:
@@ -647,7 +676,7 @@ def load_landmarks(pack: weights.Pack, device: torch.device, *, fast: bool) -> L
     return MeshLandmarker(fuse(model))
 
 
-def _in_crop(mesh: Tensor, alignment: Alignment) -> Tensor:
+def in_crop(mesh: Tensor, alignment: Alignment) -> Tensor:
     """Dense landmarks ``(N, P, 3)`` from frame to crop pixels, z scaled likewise."""
     return torch.cat(
         [alignment.points(mesh[..., :2]), mesh[..., 2:] * alignment.scale[:, None, None]], -1

@@ -102,8 +102,9 @@ class Identities:
 
     names: tuple[str, ...]  # K, what reports call them (a file name as a rule)
     embedding: Tensor  # (K, D) float32, exactly as the generator wants it (GHOST: not normalised)
-    crop: Tensor | None = None  # (K, 3, S, S) float32 in [0, 1], aligned faces, for warp guidance
-    mesh: Tensor | None = None  # (K, 478, 3) float32, dense points in `crop` pixels
+    crop: Tensor | None = None  # (L, 3, S, S) float32 in [0, 1], aligned faces, for warp guidance
+    mesh: Tensor | None = None  # (L, 478, 3) float32, dense points in `crop` pixels
+    person: Tensor | None = None  # (L,) int64, rising, who it is; None: one look each, L = K
 
     def __post_init__(self) -> None:
         d = self.embedding.shape[-1] if self.embedding.ndim else 0

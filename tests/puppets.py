@@ -158,6 +158,7 @@ class Puppeteer:
         mesh: Tensor | None = None,
         side: Tensor | None = None,
         covered: Tensor | None = None,
+        look: Tensor | None = None,
         settle: object = None,
     ) -> Tensor:
         time.sleep(self.slow)

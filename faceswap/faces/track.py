@@ -73,6 +73,9 @@ class Track:
     review: int = 0  # frame at which `source` is to be thought over
     side: int = 0  # px the swap is rendered at; 0 = not yet settled
     color: Tensor | None = None  # (2, 2, 3) float32, steadied statistics: own and wanted
+    look: int = -1  # of the source, see `faceswap.faces.looks`; -1 = not yet chosen
+    coming: int = -1  # the look that it fades into; -1 = none
+    turned: int = 0  # frame at which that began
 
     def expected(self, frame: int) -> Place:
         """Where the face would be if it moved on as it did, a little slower each frame."""
