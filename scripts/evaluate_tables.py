@@ -48,7 +48,7 @@ COLUMNS = (
     "border_tone", "blur_ratio",
 )  # fmt: skip
 SECOND = "lite-swapper-2"  # what a swapper with 2 AAD blocks is called, once there is one
-IDENTITY = ("cos_source", "cos_target", "top1", "top1_other")
+IDENTITY = ("cos_source", "cos_other", "cos_target", "top1", "top1_other")
 FACES = ("pose", "expression", "expression_separated", "mouth_opening", "gaze", "blur_ratio")
 
 

@@ -185,7 +185,8 @@ def swapper_tables(
     for name in scorer.encoders:
         how = took_part.get(name)
         title = f"{name} ({how})" if how else name
-        columns = [f"{kind} {name}" for kind in ("cos_source", "cos_target", "top1", "top1_other")]
+        kinds = ("cos_source", "cos_other", "cos_target", "top1", "top1_other")
+        columns = [f"{kind} {name}" for kind in kinds]
         parts.append(table(title, {**rows, **gaps}, columns))
         parts.append(
             f"ceiling, another photo of the source: cosine {ceiling[f'cos_source {name}']:.3f}, "

@@ -270,6 +270,7 @@ class Scorer:
             own = seen.embedding[name]
             columns |= {
                 f"cos_source {name}": (own * self.source.embedding[name][who]).sum(1),
+                f"cos_other {name}": (own * self.gallery.embedding[name][who]).sum(1),
                 f"cos_target {name}": (own * self.target.embedding[name]).sum(1),
                 f"top1 {name}": self._top1(own, self.source, name),
                 f"top1_other {name}": self._top1(own, self.gallery, name),

@@ -120,6 +120,9 @@ def test_scores_of_target_and_of_source_pasted():
     pasted = scorer(data.pixels(pairs.source[pairs.who]))
     torch.testing.assert_close(pasted["cos_source e"], torch.ones(2).double(), rtol=0, atol=1e-5)
     assert pasted["top1 e"].tolist() == [100.0, 100.0]
+    another = scorer(data.pixels(pairs.gallery[pairs.who]))
+    torch.testing.assert_close(another["cos_other e"], torch.ones(2).double(), rtol=0, atol=1e-5)
+    assert another["top1_other e"].tolist() == [100.0, 100.0]
     assert pasted["shape"].abs().max() < 1e-4
     assert pasted["expression"].min() > 1
     assert same["lost"].tolist() == [0.0, 0.0]
