@@ -19,7 +19,7 @@ from faceswap.faces.detect import VIDEO_SIDES
 from faceswap.media.reader import VideoReader
 from faceswap.models import build, save_model
 from faceswap.models.fused import FusedAEINet
-from faceswap.train.config import AeiConfig, TrainConfig, load_train_config
+from faceswap.train.config import SCHEMAS, AeiConfig, load_train_config
 
 CPU = {"device": "cpu"}
 
@@ -170,7 +170,7 @@ def test_train_bench_times_the_task_on_data_of_its_own(tmp_path):
     ],
 )
 def test_train_bench_times_the_trainings_of_the_lite_pack(task, side, model):
-    config = TrainConfig.model_validate({"task": task, "model": model, "batch_size": 4})
+    config = SCHEMAS[task].model_validate({"task": task, "model": model, "batch_size": 4})
     result = bench_train(config, steps=1, device="cpu")
     assert result["fps"] > 0
     assert f"task {task} at {side} px, batch 4, fp32" in format_train_bench(result)

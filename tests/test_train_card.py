@@ -35,7 +35,11 @@ TASKS: dict[str, dict[str, Any]] = {
     "swapper": {
         "model": {"widths": [8, 8, 16, 16, 16], "embedding_size": 16, "size": 64, "shape_rank": 8},
         "teachers": {"identity": ["ENCODER", "ENCODER"]},
-        "losses": {"adversarial": 0.1, "points": 1.0},
+        "losses": {"adversarial": 0.1, "points": 1.0, "eyes": 1.0, "r1": 0.1, "identity_rise": 3},
+        "degrade": 0.5,
+        "critic": "multiscale",
+        "critic_width": 0.125,
+        "r1_every": 1,
     },
     "restorer": {
         "model": {"widths": [8, 8], "depths": [1, 1]},

@@ -21,7 +21,7 @@ from faceswap.faces.identity import DEFAULT_SIDE
 from faceswap.models import build, save_model
 from faceswap.ops.geometry import align
 from faceswap.swap import Swapper, choose_device
-from faceswap.train.config import RunConfig, SwapRunConfig, TrainConfig
+from faceswap.train.config import LiteConfig, RunConfig, SwapRunConfig
 from faceswap.train.feed import step_seed
 from faceswap.train.parallel import ALONE
 from faceswap.train.run import build_task
@@ -29,7 +29,6 @@ from faceswap.train.run import build_task
 _EMBEDDING = 256
 SIZE, MARGIN = 320, 1.25  # of the prepared crops, as configs/aei_2blk.yaml wants them
 _PEOPLE, _PHOTOS = 32, 4  # a shape model of the lite swapper takes 64 faces or more
-_LITE = ("swapper", "mesh", "identity")  # tasks that need nothing but crops, points, embeddings
 
 
 def bench_train(config: RunConfig, *, steps: int = 5, device: str = "auto") -> dict[str, Any]:
@@ -48,9 +47,8 @@ def bench_train(config: RunConfig, *, steps: int = 5, device: str = "auto") -> d
     Raises:
         ConfigError: a task of another kind.
     """
-    lite = isinstance(config, TrainConfig) and config.task in _LITE
-    if not lite and not isinstance(config, SwapRunConfig):
-        known = f"aei, distill, {', '.join(_LITE[:-1])} and {_LITE[-1]}"
+    if not isinstance(config, (LiteConfig, SwapRunConfig)):  # the rest want pictures of their own
+        known = "aei, distill, swapper, mesh and identity"
         raise ConfigError(f"bench train: tasks {known} can be timed, not {config.task}")
     where = choose_device(device)
     with tempfile.TemporaryDirectory() as name:

@@ -16,21 +16,10 @@ Positive = Annotated[float, Field(ge=0)]
 Width = Annotated[float, Field(gt=0, le=4)]  # factor on channels
 Precision = Literal["fp32", "bf16", "fp16"]
 
-# Loss terms of the lite tasks, with the swapper's switch for when its critic sets in.
+# Loss terms of the lite tasks that have a plain table of them.
 LITE_LOSSES: dict[str, tuple[str, ...]] = {
     "mesh": (),
     "identity": ("direction", "relation", "ranking"),
-    "swapper": (
-        "rec",
-        "gradient",
-        "identity",
-        "leak",
-        "leak_allowed",
-        "tone",
-        "points",
-        "adversarial",
-        "adversarial_from",
-    ),
 }
 
 
@@ -75,19 +64,24 @@ class RunConfig(Settings):
         return tuple(filter(None, (value,))) if isinstance(value, str) else value
 
 
-class TrainConfig(RunConfig):
-    """The lite pack's networks: landmarks, identity encoder, guided swapper."""
+class LiteConfig(RunConfig):
+    """What trainings of the lite pack's own networks share."""
 
-    task: Literal["mesh", "identity", "swapper"]
-    """Which step function trains."""
     model: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the network's constructor."""
-    losses: dict[str, float] = Field(default_factory=dict)
-    """Weight of each loss term the task knows; 0 turns it off."""
     teachers: dict[str, str | list[str]] = Field(default_factory=dict)
     """Networks that losses look through, by role: our names or TorchScript files."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of autocast; bf16 was 1.5 to 1.9 times as fast on a CPU with AMX."""
+
+
+class TrainConfig(LiteConfig):
+    """The lite pack's landmarks and identity encoder."""
+
+    task: Literal["mesh", "identity"]
+    """Which step function trains."""
+    losses: dict[str, float] = Field(default_factory=dict)
+    """Weight of each loss term the task knows; 0 turns it off."""
     augment: float = Field(1.0, ge=0, le=2)
     """How far views of task mesh are moved, recoloured and degraded; less than 1 for the last
     steps."""
@@ -100,6 +94,56 @@ class TrainConfig(RunConfig):
             if name not in LITE_LOSSES[self.task]:
                 raise ValueError(str(unknown(f"loss of {self.task}", name, LITE_LOSSES[self.task])))
         return self
+
+
+class SwapperLosses(Settings):
+    """Weights of the guided swapper's terms; 0 turns a term off."""
+
+    rec: Weight = 8.0
+    """Pixels, on same-person pairs, whose target is the truth."""
+    gradient: Weight = 4.0
+    """The same of neighbouring differences."""
+    identity: Weight = 2.0
+    """1 - cosine to the source, of strangers."""
+    identity_rise: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the weights of identity and leak rise from nothing; 0: all at once."""
+    leak: Weight = 2.0
+    """Cosine to the target, of strangers."""
+    leak_allowed: Unit = 0.1
+    """Cosine to the target that costs nothing."""
+    tone: Weight = 4.0
+    """Broad colours of the guide, of strangers."""
+    points: Weight = 0.0
+    """Points the landmarks see in the swapped face and those it should have."""
+    eyes: Weight = 0.0
+    """The article's eye loss: heat maps of the pupils, of the same points."""
+    adversarial: Weight = 0.05
+    """Hinge of the critic."""
+    adversarial_from: Annotated[int, Field(ge=0)] = 0
+    """Step at which it sets in."""
+    r1: Weight = 0.0
+    """Gradient penalty of the critic on real photos."""
+
+
+class SwapperConfig(LiteConfig):
+    """The guided AEI-Net of the lite pack."""
+
+    task: Literal["swapper"] = "swapper"
+    """Which step function trains."""
+    losses: SwapperLosses = SwapperLosses()
+    """Weight of each loss term."""
+    same_person: Unit = 0.5
+    """Share of pairs that are two photos of one person; the rest are strangers."""
+    flip: Unit = 0.5
+    """Share of mirrored views."""
+    degrade: Unit = 0.0
+    """Share of source photos made worse (downscaled, noisy)."""
+    critic: Literal["patch", "multiscale"] = "patch"
+    """patch: small, 34 px at a time; multiscale: GHOST's, three scales."""
+    critic_width: Width = 0.25
+    """Factor on the channels of the multiscale critic."""
+    r1_every: int = Field(16, ge=1)
+    """Steps between gradient penalties."""
 
 
 class AeiModel(Settings):
@@ -417,6 +461,7 @@ class OcclusionRunConfig(RunConfig):
 
 SCHEMAS: dict[str, type[RunConfig]] = {
     **dict.fromkeys(LITE_LOSSES, TrainConfig),
+    "swapper": SwapperConfig,
     "aei": AeiConfig,
     "distill": DistillConfig,
     "detector": DetectorConfig,

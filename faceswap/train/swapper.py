@@ -10,25 +10,30 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from faceswap.errors import ConfigError
+from faceswap.models import build as build_network
 from faceswap.models import load_model, save_model
 from faceswap.models import mesh as layout
 from faceswap.models.guided import GuidedAEINet
+from faceswap.ops.constant import constant
 from faceswap.ops.geometry import align, compose
 from faceswap.ops.guide import make_guide
 from faceswap.ops.shape import ShapeModel, fit_shape_model
 from faceswap.ops.topology import five_points
-from faceswap.train.config import TrainConfig
+from faceswap.train.config import SwapperConfig
 from faceswap.train.data import Crops, cut, map_points, recolor
+from faceswap.train.degrade import Coarse, degrade, draw_coarse
 from faceswap.train.label import Recogniser, load_recogniser
 from faceswap.train.losses import (
+    eye_loss,
     gradient_loss,
+    gradient_penalty,
+    heat_maps,
     hinge_discriminator,
     hinge_generator,
     identity_loss,
@@ -48,17 +53,7 @@ from faceswap.types import Guide
 TEMPLATE = "ghost_frontal"
 DEFAULT_JUDGE = "lite-identity"  # of identity: cheap, and the evaluation's encoders stay apart
 DEFAULT_EYE = "lite-landmarks"  # what sees the swapped face's points, if `losses.points` is on
-JITTER = Jitter(rotation=6, scale=0.06, shift=0.02)
-WEIGHTS = {
-    "rec": 8.0,
-    "gradient": 4.0,
-    "identity": 2.0,
-    "tone": 4.0,
-    "leak": 2.0,
-    "leak_allowed": 0.1,
-    "adversarial": 0.05,
-    "points": 0.0,
-}
+_IRISES = (468, 473)  # their centres among the points
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +63,7 @@ class _Draw:
     source: View
     source_mesh: Tensor  # (n, 478, 3) float32, view px
     color: Tensor  # (n, 6) random numbers of `recolor`, of the sources
+    coarse: tuple[Coarse, ...]  # of the sources
     target: View
     target_mesh: Tensor  # (n, 478, 3) float32, view px
     embedding: Tensor  # (n, D) of the sources
@@ -88,25 +84,32 @@ class _Batch:
 
 
 class Pairs:
-    """Draws (source, target) rows: the first half of a batch same person, the rest strangers."""
+    """Draws (source, target) rows: first those of one person, then strangers."""
 
-    def __init__(self, data: Crops, rows: Tensor) -> None:
-        self.rows = rows
+    def __init__(self, data: Crops, rows: Tensor, same_person: float) -> None:
+        self.rows, self.same_person = rows, same_person
         by_person: dict[int, list[int]] = {}
         for row in rows.tolist():
             by_person.setdefault(int(data.identity[row]), []).append(row)
         self.several = [v for v in by_person.values() if len(v) > 1]
-        if not self.several:
+        if not self.several and same_person:
             raise ConfigError(
                 "the prepared data has one photo of each person; reconstruction on same-person "
-                "pairs needs at least two"
+                "pairs needs at least two; prepare more photos or --set same_person=0"
             )
         # A person counts by the square root of their photos, so that nobody fills the batches.
         self.share = torch.tensor([len(v) ** 0.5 for v in self.several])
 
+    def same(self, n: int) -> int:
+        """How many of n pairs are of one person."""
+        return int(n * self.same_person)
+
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rows of n sources and n targets, ``(n,) int64`` each."""
-        half = n // 2
+        half = self.same(n)
+        if not half:
+            pairs = torch.randint(len(self.rows), (n, 2), generator=generator)
+            return self.rows[pairs[:, 0]], self.rows[pairs[:, 1]]
         people = torch.multinomial(self.share, half, replacement=True, generator=generator)
         same = []
         for person in people.tolist():
@@ -142,7 +145,7 @@ def _look(
         return judge.model(seen).float(), source, target
 
 
-def _judges(config: TrainConfig) -> list[str]:
+def _names(config: SwapperConfig) -> list[str]:
     """Recognisers that say who somebody is: one, or several whose losses are averaged."""
     names = config.teachers.get("identity", DEFAULT_JUDGE)
     return [names] if isinstance(names, str) else names
@@ -183,7 +186,121 @@ def decide(net: nn.Module, *, steepness: float = 3.0, shift: float = 0.3) -> Gui
     return copy
 
 
-def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
+@dataclass(frozen=True, slots=True)
+class _Judges:
+    """The frozen networks that losses look through."""
+
+    config: SwapperConfig
+    device: torch.device
+    store: Store
+    people: list[Recogniser]
+    landmarks: nn.Module | None  # where `points` or `eyes` is on
+
+    @classmethod
+    def of(cls, config: SwapperConfig, device: torch.device, store: Store) -> _Judges:
+        landmarks = None
+        if config.losses.points or config.losses.eyes:
+            name = str(config.teachers.get("landmarks", DEFAULT_EYE))
+            landmarks = load_model(name, device=device).requires_grad_(False)
+        people = [load_recogniser(name, device) for name in _names(config)]
+        return cls(config, device, store, people, landmarks)
+
+    def terms(self, batch: _Batch, swapped: Tensor, same: int) -> dict[str, Tensor]:
+        """Loss terms of a batch whose first ``same`` pairs are of one person."""
+        on, region = self.config.losses, batch.guide.region
+        terms: dict[str, Tensor] = {}
+        if same:
+            mine, truth = swapped[:same], batch.target[:same]
+            terms["rec"] = masked_l1(mine, truth, region[:same])
+            terms["gradient"] = gradient_loss(mine, truth, region[:same])
+        if same < len(swapped):
+            lit = _lit(batch.guide)[same:]
+            terms["tone"] = tone_loss(swapped[same:], lit, region[same:], cells=16)
+            if on.identity:
+                # Of strangers only: same-person pairs have pixels to follow.
+                terms |= self._identity(batch, swapped, same)
+        if self.landmarks is not None:
+            terms |= self._points(self.landmarks, batch, swapped)
+        return terms
+
+    def _identity(self, batch: _Batch, swapped: Tensor, at: int) -> dict[str, Tensor]:
+        precision, allowed = self.config.precision, self.config.losses.leak_allowed
+        seen = [_look(each, precision, self.device, batch, swapped, at) for each in self.people]
+        leaks = [leak_loss(found, unwanted, allowed=allowed) for found, _, unwanted in seen]
+        return {
+            "identity": torch.stack([identity_loss(a, b) for a, b, _ in seen]).mean(),
+            "leak": torch.stack(leaks).mean(),
+        }
+
+    def _points(self, landmarks: nn.Module, batch: _Batch, swapped: Tensor) -> dict[str, Tensor]:
+        size = int(landmarks.size)  # type: ignore[arg-type]
+        view, wanted = _to_landmarks(batch, swapped, size, self.store)
+        with autocast(self.config.precision, self.device):
+            found, _ = landmarks(view)
+        terms = {}
+        if self.config.losses.points:
+            terms["points"] = points_loss(found.float(), wanted)
+        if self.config.losses.eyes:
+            at = constant(_IRISES, wanted.device)
+            mine, theirs = (
+                heat_maps((mesh[:, at, :2] + 0.5) / size) for mesh in (found.float(), wanted)
+            )
+            terms["eyes"] = eye_loss(mine, theirs)
+        return terms
+
+    def weights(self, index: int) -> dict[str, float]:
+        """Weight of each term at a step."""
+        on = self.config.losses
+        weights = on.model_dump()
+        risen = min(1.0, (index + 1) / on.identity_rise) if on.identity_rise else 1.0
+        return {**weights, "identity": on.identity * risen, "leak": on.leak * risen}
+
+
+def _make_critic(config: SwapperConfig) -> nn.Module:
+    if config.critic == "patch":
+        return PatchDiscriminator()
+    return build_network("discriminator", width=config.critic_width)
+
+
+@dataclass(frozen=True, slots=True)
+class _Critic:
+    """Is this a photo? Trained beside the network."""
+
+    net: nn.Module
+    config: SwapperConfig
+    device: torch.device
+
+    def judge(self, images: Tensor) -> list[Tensor]:
+        """Logits of each scale, float32."""
+        with autocast(self.config.precision, self.device):
+            judged = self.net(images)
+        return [each.float() for each in ([judged] if isinstance(judged, Tensor) else judged)]
+
+    def attack(self, swapped: Tensor) -> Tensor:
+        """What the network pays for being seen through."""
+        self.net.requires_grad_(False)
+        return hinge_generator(self.judge(swapped))
+
+    def step(
+        self, optimizer: torch.optim.Optimizer, real: Tensor, fake: Tensor, index: int
+    ) -> dict[str, Tensor]:
+        """Learn from one batch; the terms."""
+        self.net.requires_grad_(True)
+        both = [each.chunk(2) for each in self.judge(torch.cat([real, fake.detach()]))]
+        terms = {"critic": hinge_discriminator([r for r, _ in both], [f for _, f in both])}
+        total, every = terms["critic"], self.config.r1_every
+        if self.config.losses.r1 and index % every == 0:
+            photos = real.detach().requires_grad_()
+            terms["r1"] = gradient_penalty(self.judge(photos), photos)
+            total = total + self.config.losses.r1 * every * terms["r1"]
+        check_finite(terms)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        return terms
+
+
+def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
     """The swapper task on a prepared folder with embeddings."""
     if data.embedding is None:
         raise ConfigError(
@@ -191,30 +308,15 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         )
     embeddings = data.embedding
     net = GuidedAEINet(**config.model).to(device).to(memory_format=torch.channels_last)
-    critic = PatchDiscriminator().to(device).to(memory_format=torch.channels_last)
-    judges = [load_recogniser(name, device) for name in _judges(config)]
+    critic = _make_critic(config).to(device).to(memory_format=torch.channels_last)
     store = Store(data, device)
-    weight = {**WEIGHTS, **config.losses}
-    landmarks, points_side = None, 0
-    if weight["points"]:
-        landmarks = load_model(str(config.teachers.get("landmarks", DEFAULT_EYE)), device=device)
-        landmarks.requires_grad_(False)
-        points_side = int(landmarks.size)  # type: ignore[arg-type]
+    judges, opponent = _Judges.of(config, device, store), _Critic(critic, config, device)
     rows, held = data.split()
-    pairs = Pairs(data, rows)
-    rank = net.shape_basis.shape[0]
-    if len(rows) < rank:
-        raise ConfigError(
-            f"{config.data}: {len(rows)} faces to train on, and the shape model takes {rank} or "
-            "more; prepare more photos or --set model.shape_rank=8"
-        )
-    model = fit_shape_model(data.mesh[rows], data.identity[rows], rank)
-    net.shape_mean.copy_(model.mean)
-    net.shape_basis.copy_(model.basis)
-    net.shape_expression.copy_(model.expression)
-    model = ShapeModel(net.shape_mean, net.shape_basis, net.shape_expression)
+    pairs = Pairs(data, rows, config.same_person)
+    model = _fit_shape(net, data, rows, config)
     order = mirror_order(data.mesh[rows[:4000]])
     base = align(five_points(data.mesh), net.size, template=TEMPLATE).matrix
+    jitter = Jitter(rotation=6, scale=0.06, shift=0.02, flip=config.flip)
     betas = (0.5, 0.99)
     optimizers = {
         "swapper": torch.optim.AdamW(
@@ -224,7 +326,7 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     }
 
     def side(rows: Tensor, generator: torch.Generator) -> tuple[View, Tensor]:
-        view = store.draw(rows, base[rows], net.size, JITTER, generator)
+        view = store.draw(rows, base[rows], net.size, jitter, generator)
         mesh = map_points(data.mesh[rows], view.matrix)
         return view, torch.where(view.flip[:, None, None], mesh[:, order], mesh)
 
@@ -232,13 +334,18 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         source, target = pairs.draw(config.batch_size, generator)
         sides = side(source, generator), side(target, generator)
         color = torch.rand(config.batch_size, 6, generator=generator)
-        return _Draw(*sides[0], color, *sides[1], embeddings[source])
+        coarse: tuple[Coarse, ...] = ()
+        if config.degrade:
+            shape = (config.batch_size, 3, net.size, net.size)
+            coarse = draw_coarse(shape, config.degrade, generator)
+        return _Draw(*sides[0], color, coarse, *sides[1], embeddings[source])
 
     feed = feed_of(draw, config, device, data.wait)
-    looks = [partial(_look, judge, config.precision, device) for judge in judges]
 
     def batch_of(drawn: _Draw) -> _Batch:
         source = recolor(store.show(drawn.source, net.size), drawn.color, 0.15)
+        if drawn.coarse:
+            source = degrade(source, drawn.coarse)
         target = store.show(drawn.target, net.size)
         guide, shape = make_guide(model, source, drawn.source_mesh, target, drawn.target_mesh)
         return _Batch(
@@ -254,51 +361,22 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
 
     def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         batch = batch_of(moved(feed.take(index, generator), device))
-        half = config.batch_size // 2
         net.train()
         with autocast(config.precision, device):
             swapped = net(batch.target, batch.embedding, batch.guide).float()
-        region = batch.guide.region
-        terms = {
-            "rec": masked_l1(swapped[:half], batch.target[:half], region[:half]),
-            "gradient": gradient_loss(swapped[:half], batch.target[:half], region[:half]),
-            "tone": tone_loss(swapped[half:], _lit(batch.guide)[half:], region[half:], cells=16),
-        }
-        if weight["identity"]:
-            # Of strangers only: same-person pairs have pixels to follow.
-            both = [each(batch, swapped, half) for each in looks]
-            terms["identity"] = torch.stack([identity_loss(a, b) for a, b, _ in both]).mean()
-            allowed = weight["leak_allowed"]
-            leaks = [leak_loss(found, unwanted, allowed=allowed) for found, _, unwanted in both]
-            terms["leak"] = torch.stack(leaks).mean()
-        if landmarks is not None:
-            view, wanted_points = _to_landmarks(batch, swapped, points_side, store)
-            with autocast(config.precision, device):
-                found_points, _ = landmarks(view)
-            terms["points"] = points_loss(found_points.float(), wanted_points)
-        late = index >= weight.get("adversarial_from", 0)
-        if weight["adversarial"] and late:
-            for parameter in critic.parameters():
-                parameter.requires_grad_(False)
-            with autocast(config.precision, device):
-                judged = critic(swapped)
-            terms["adversarial"] = hinge_generator([judged.float()])
+        terms = judges.terms(batch, swapped, pairs.same(config.batch_size))
+        opposed = config.losses.adversarial and index >= config.losses.adversarial_from
+        if opposed:
+            terms["adversarial"] = opponent.attack(swapped)
         check_finite(terms)
-        total = torch.stack([weight[name] * value for name, value in terms.items()]).sum()
+        weights = judges.weights(index)
+        total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         optimizers["swapper"].zero_grad()
         total.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         optimizers["swapper"].step()
-        if weight["adversarial"] and late:
-            for parameter in critic.parameters():
-                parameter.requires_grad_(True)
-            with autocast(config.precision, device):
-                real, fake = critic(torch.cat([batch.target, swapped.detach()])).float().chunk(2)
-            terms["critic"] = hinge_discriminator([real], [fake])
-            check_finite({"critic": terms["critic"]})
-            optimizers["critic"].zero_grad()
-            terms["critic"].backward()
-            optimizers["critic"].step()
+        if opposed:
+            terms |= opponent.step(optimizers["critic"], batch.target, swapped, index)
         return terms
 
     sheet_generator = torch.Generator().manual_seed(5)
@@ -323,3 +401,18 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
 
     networks: dict[str, nn.Module] = {"swapper": net, "critic": critic}
     return Task(networks, dict(optimizers), step, "swapper", export, preview)
+
+
+def _fit_shape(net: GuidedAEINet, data: Crops, rows: Tensor, config: SwapperConfig) -> ShapeModel:
+    """The shape model of the faces to train on, as the network's own buffers."""
+    rank = net.shape_basis.shape[0]
+    if len(rows) < rank:
+        raise ConfigError(
+            f"{config.data}: {len(rows)} faces to train on, and the shape model takes {rank} or "
+            "more; prepare more photos or --set model.shape_rank=8"
+        )
+    model = fit_shape_model(data.mesh[rows], data.identity[rows], rank)
+    net.shape_mean.copy_(model.mean)
+    net.shape_basis.copy_(model.basis)
+    net.shape_expression.copy_(model.expression)
+    return ShapeModel(net.shape_mean, net.shape_basis, net.shape_expression)

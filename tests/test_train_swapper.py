@@ -1,0 +1,105 @@
+"""Settings of the guided swapper's training: which terms there are, and what they weigh."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import synthetic
+import torch
+from test_train_card import _small_landmarks, config_of, home, terms_of
+
+from faceswap.errors import ConfigError
+from faceswap.train import swapper
+from faceswap.train.data import load_crops
+from faceswap.train.parallel import ALONE
+from faceswap.train.run import build_task
+from faceswap.train.views import Store
+
+__all__ = ["_small_landmarks", "home"]  # fixtures
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+PLAIN = {"losses": {}, "degrade": 0.0, "critic": "patch"}
+
+
+def first(home, **changed) -> dict[str, float]:
+    return terms_of(config_of("swapper", home, **{**PLAIN, **changed}), CPU, steps=1)[0]
+
+
+def test_a_share_of_pairs_is_of_one_person(home):
+    data = load_crops(home / "data")
+    rows, _ = data.split()
+    for share, count in ((0.0, 0), (0.25, 2), (0.5, 4), (1.0, 8)):
+        pairs = swapper.Pairs(data, rows, share)
+        source, target = pairs.draw(8, torch.Generator().manual_seed(1))
+        assert pairs.same(8) == count
+        same = data.identity[source] == data.identity[target]
+        assert bool(same[:count].all())
+        assert bool((source != target)[:count].all())
+        assert len(source) == len(target) == 8
+        if count < 8:
+            assert not bool(same[count:].all())
+
+
+def test_photos_of_one_person_have_pixels_to_follow_and_strangers_have_judges(home):
+    strangers, family = first(home, same_person=0.0), first(home, same_person=1.0)
+    pixels, judged = {"rec", "gradient"}, {"tone", "identity", "leak"}
+    assert set(first(home)) == pixels | judged | {"adversarial", "critic"}
+    assert set(strangers) == judged | {"adversarial", "critic"}
+    assert set(family) == pixels | {"adversarial", "critic"}
+    assert all(math.isfinite(value) for value in (strangers | family).values())
+
+
+def test_who_has_one_photo_can_only_be_a_stranger(tmp_path):
+    data = load_crops(synthetic.prepared(tmp_path / "data", people=6, photos=1))
+    rows, _ = data.split()
+    with pytest.raises(ConfigError, match=r"one photo of each person.*--set same_person=0"):
+        swapper.Pairs(data, rows, 0.5)
+    source, target = swapper.Pairs(data, rows, 0.0).draw(4, torch.Generator())
+    assert source.shape == target.shape == (4,)
+
+
+def test_terms_that_are_off_by_default(home):
+    losses = {"eyes": 2.0, "points": 1.0, "r1": 1.0, "adversarial_from": 0}
+    terms = first(home, losses=losses, r1_every=1)
+    assert {"eyes", "points", "r1"} <= set(terms)
+    assert terms["r1"] > 0
+    task = config_of("swapper", home, **{**PLAIN, "losses": losses, "r1_every": 2})
+    assert ["r1" in each for each in terms_of(task, CPU, steps=3)] == [True, False, True]
+
+
+def test_identity_and_leak_rise_together(home):
+    def weights(index: int, **losses: float) -> dict[str, float]:
+        config = config_of("swapper", home, **{**PLAIN, "losses": losses})
+        data = load_crops(home / "data")
+        return swapper._Judges.of(config, CPU, Store(data, CPU)).weights(index)
+
+    rising = [weights(i, identity=8, leak=4, identity_rise=4) for i in (0, 1, 3, 9)]
+    assert [each["identity"] for each in rising] == [2, 4, 8, 8]
+    assert [each["leak"] for each in rising] == [1, 2, 4, 4]
+    assert [each["tone"] for each in rising] == [4, 4, 4, 4]
+    assert weights(0, identity=8, leak=4)["identity"] == 8
+
+
+def test_coarse_sources_and_views_without_mirrors(home):
+    """What each changes: the pixels it should, and only where it is on."""
+    seen = {}
+    for name, changed in (
+        ("plain", {}),
+        ("coarse", {"degrade": 1.0}),
+        ("straight", {"flip": 0.0}),
+    ):
+        seen[name] = first(home, **changed)
+    assert seen["plain"] == first(home)
+    assert seen["coarse"]["rec"] != seen["plain"]["rec"]
+    assert seen["straight"]["rec"] != seen["plain"]["rec"]
+
+
+def test_critics(home):
+    names = {}
+    for critic in ("patch", "multiscale"):
+        config = config_of("swapper", home, critic=critic, critic_width=0.125)
+        task = build_task(config, CPU, ALONE)
+        task.step(0, torch.Generator().manual_seed(0))
+        names[critic] = type(task.networks["critic"]).__name__
+    assert names == {"patch": "PatchDiscriminator", "multiscale": "MultiscaleDiscriminator"}
