@@ -74,7 +74,7 @@ def make_guide(
     Returns:
         The guide, at side R, and the swapped face's mesh ``(N, 478, 3)`` in target crop pixels.
     """
-    n, size = len(target), target.shape[-1]
+    size = target.shape[-1]
     unit = size / 128
     shape = close_lids(model.compose(source_mesh, target_mesh, identity=identity), target_mesh)
     control = constant(CONTROL, target.device)
@@ -98,21 +98,17 @@ def make_guide(
     small = resized(target, GRID)
     canvas = _canvas(small, theirs.bare)
     warped = _without_hair(halves(source), hair, bare)
-    faces = torch.cat([resized(warped, GRID), small])
-    dark = shade(
-        faces,
+    points = (torch.cat([shape, target_mesh])[:, control, :2] + 0.5) * (GRID / size) - 0.5
+    light, wanted = _lights(
+        torch.cat([resized(warped, GRID), small]),
+        torch.cat([bare, theirs.bare]),
         torch.cat([clear, theirs.clear]),
-        (torch.cat([shape, target_mesh])[:, control, :2] + 0.5) * (GRID / size) - 0.5,
+        points,
         model.mirror(control),
         torch.cat([trust.minimum(shown_there), shown_there]),
     )
-    bright = tone(faces - dark, torch.cat([bare, theirs.bare]))
-    # No deeper than the target is dark there: where its other half shines, this one has no shade.
-    local = average(small, theirs.bare, sigma=_LOCAL, prior=bright[n:], trust=0.05)
-    dark = torch.cat([dark[:n], dark[n:].maximum((local - bright[n:]).clamp(max=0))])
-    lights = bright + dark.maximum(-_DEEPEST * bright)
-    image = relit(warped, *lights.chunk(2))
-    image = image + resized(_excess(image, lights.chunk(2)[1], shape), size)
+    image = relit(warped, light, wanted)
+    image = image + resized(_excess(image, wanted, shape), size)
     distance = resized(face, GRID) / unit
     image = image + resized(_seam(small, resized(image, GRID), distance, theirs.bare, bare), size)
 
@@ -128,6 +124,25 @@ def make_guide(
     drawing = resized(drawing, size)
     guide = Guide(image.clamp(0, 1), base, region, mouth, seen * shown, drawing, eyes)
     return guide, shape
+
+
+def _lights(
+    faces: Tensor,  # (2N, 3, GRID, GRID), the sources warped, then the targets
+    bare: Tensor,  # (2N, 1, GRID, GRID), their bare skin
+    clear: Tensor,  # (2N, 1, GRID, GRID), the same with what is dark
+    points: Tensor,  # (2N, C, 2) float32, GRID px
+    twin: Tensor,  # (C,) int64
+    facing: Tensor,  # (2N, C) float32
+) -> tuple[Tensor, Tensor]:
+    """The light on the sources and that on the targets, ``(N, 3, GRID, GRID)`` each."""
+    n = len(faces) // 2
+    dark = shade(faces, clear, points, twin, facing)
+    bright = tone(faces - dark, bare)
+    # No deeper than the target is dark there: where its other half shines, this one has no shade.
+    local = average(faces[n:], bare[n:], sigma=_LOCAL, prior=bright[n:], trust=0.05)
+    dark = torch.cat([dark[:n], dark[n:].maximum((local - bright[n:]).clamp(max=0))])
+    own, light = (bright + dark.maximum(-_DEEPEST * bright)).chunk(2)
+    return own, light
 
 
 def _excess(image: Tensor, light: Tensor, shape: Tensor) -> Tensor:
