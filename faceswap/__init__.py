@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from faceswap.config import SwapConfig, VideoConfig, load_config
     from faceswap.errors import FaceSwapError
+    from faceswap.folder import swap_folder
     from faceswap.media.provenance import Provenance, read_provenance
     from faceswap.models import load_model
     from faceswap.people import list_people
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from faceswap.swap import Swapper
     from faceswap.types import (
         Faces,
+        FolderReport,
         Identities,
         ImageReport,
         SwapResult,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FaceSwapError",
     "Faces",
+    "FolderReport",
     "Identities",
     "ImageReport",
     "Provenance",
@@ -52,6 +55,7 @@ __all__ = [
     "load_model",
     "preview_video",
     "read_provenance",
+    "swap_folder",
     "swap_image",
     "swap_video",
 ]
@@ -63,12 +67,12 @@ _HOME = {  # public name -> module it comes from
     **dict.fromkeys(("Provenance", "read_provenance"), "media.provenance"),
     "list_people": "people",
     "preview_video": "preview",
+    "swap_folder": "folder",
     "swap_image": "photo",
     "swap_video": "video",
     "Swapper": "swap",
-    **dict.fromkeys(
-        ("Faces", "Identities", "ImageReport", "SwapResult", "VideoInfo", "VideoReport"), "types"
-    ),
+    **dict.fromkeys(("Faces", "FolderReport", "Identities", "ImageReport"), "types"),
+    **dict.fromkeys(("SwapResult", "VideoInfo", "VideoReport"), "types"),
 }
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from faceswap.config import SwapConfig
     from faceswap.faces.select import Selection
     from faceswap.manifest import Entry
-    from faceswap.types import ImageReport, VideoReport
+    from faceswap.types import FolderReport, ImageReport, VideoReport
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -314,16 +314,22 @@ def settings(chosen: dict[str, Any], schema: type[SwapConfig] | None = None) -> 
     )
 
 
-def check_files(
-    inputs: Sequence[str], output: str, overwrite: bool, extensions: Collection[str] = ()
-) -> None:
-    """What can be known to be wrong before anything heavy is loaded."""
+def check_inputs(inputs: Sequence[str]) -> None:
+    """Each of them is there."""
     from faceswap.errors import MissingMediaError
-    from faceswap.media.output import IMAGE_EXTENSIONS, check_output
 
     for path in inputs:
         if not Path(path).exists():
             raise MissingMediaError(f"There is no file {path!r}")
+
+
+def check_files(
+    inputs: Sequence[str], output: str, overwrite: bool, extensions: Collection[str] = ()
+) -> None:
+    """What can be known to be wrong before anything heavy is loaded."""
+    from faceswap.media.output import IMAGE_EXTENSIONS, check_output
+
+    check_inputs(inputs)
     check_output(output, inputs, overwrite, extensions=extensions or IMAGE_EXTENSIONS)
 
 
@@ -336,6 +342,13 @@ def swapped_name(
     path = Path(target)
     known = path.suffix.lower() in (extensions or IMAGE_EXTENSIONS)
     return str(path.with_name(f"{path.stem}_{end}{path.suffix if known else other}"))
+
+
+def swapped_folder(folder: str) -> str:
+    """``DIR_swapped`` beside a folder."""
+    path = Path(folder)
+    path = path if path.name.strip(".") else path.resolve()
+    return str(path.with_name(f"{path.name}_swapped"))
 
 
 def progress(line: str) -> None:
@@ -360,6 +373,25 @@ def show(report: ImageReport, as_json: bool) -> None:
     _log.info("%s", ", ".join(f"{stage} {spent:.2f} s" for stage, spent in report.seconds.items()))
 
 
+def show_folder(report: FolderReport, as_json: bool) -> int:
+    """One JSON object, or one line; what was left out on stderr. 1 if a photo was unreadable."""
+    for warning in report.warnings:
+        _log.warning(warning)
+    for photo, why in (*report.left_out, *report.unreadable):
+        _log.warning("%s: left out: %s", photo, why)
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+    elif _log.isEnabledFor(logging.WARNING):
+        there = f", {report.there_already} there already" if report.there_already else ""
+        out = len(report.left_out) + len(report.unreadable)
+        click.echo(
+            f"{click.format_filename(report.output)}: {report.faces_swapped} faces swapped in "
+            f"{report.swapped} of {report.photos} photos ({out} left out{there}; {report.pack} on "
+            f"{report.device}, {report.seconds:.1f} s)"
+        )
+    return 1 if report.unreadable else 0
+
+
 @commands.command()
 @click.argument("photos", nargs=-1, metavar="SOURCE TARGET")
 @output_options
@@ -368,36 +400,48 @@ def show(report: ImageReport, as_json: bool) -> None:
 @setting_options
 @as_json
 @verbosity
-def image(photos: tuple[str, ...], as_json: bool, **chosen: Any) -> None:
+def image(photos: tuple[str, ...], as_json: bool, **chosen: Any) -> int:
     """Put the face of the photo SOURCE on a person in the photo TARGET.
 
-    With --map, SOURCE is left out. Names that begin with a dash go after a --.
+    TARGET may be a folder: all photos in it are swapped, into the folder -o DIR; what is there
+    already is left alone. With --map, SOURCE is left out. Names that begin with a dash go after a
+    --.
     """
     source, target, selection = choose(photos, chosen)
     config = settings(chosen)
-    output = chosen["output"] or swapped_name(target)
+    several = Path(target).is_dir()
+    output = chosen["output"] or (swapped_folder if several else swapped_name)(target)
     paired = [] if isinstance(source, str) else [photo for pair in source for photo in pair]
     others = [*chosen["source_extra"], *filter(None, [chosen["target_ref"]])]
-    check_files([*photos, *paired, *others], output, chosen["overwrite"])
+    if several:
+        from faceswap.media.folder import find_photos
+
+        check_inputs([*photos, *paired, *others])
+        find_photos(Path(target), Path(output))
+    else:
+        check_files([*photos, *paired, *others], output, chosen["overwrite"])
     with doing("loading models"):
+        from faceswap.folder import swap_folder
         from faceswap.photo import swap_image
         from faceswap.swap import Swapper
 
         swapper = Swapper.from_config(config)
+    given: dict[str, Any] = {
+        "overwrite": chosen["overwrite"],
+        "select": selection,
+        "reference": chosen["target_ref"],
+        "extra": chosen["source_extra"],
+        "source_face": chosen["source_face"] and chosen["source_face"] - 1,
+        "quality": chosen["quality"],
+    }
+    if several:
+        with bar("photos") as advance:
+            done = swap_folder(swapper, source, target, output, progress=advance, **given)
+        return show_folder(done, as_json)
     with doing("swapping"):
-        report = swap_image(
-            swapper,
-            source,
-            target,
-            output,
-            overwrite=chosen["overwrite"],
-            select=selection,
-            reference=chosen["target_ref"],
-            extra=chosen["source_extra"],
-            source_face=chosen["source_face"] and chosen["source_face"] - 1,
-            quality=chosen["quality"],
-        )
+        report = swap_image(swapper, source, target, output, **given)
     show(report, as_json)
+    return 0
 
 
 @commands.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -63,19 +64,12 @@ def swap_image(
     began = time.perf_counter()
     before = dict(swapper.seconds)
     pairs = pair_up(source, reference)
-    inputs = [p for pair in pairs for p in pair if p is not None] + [target, *extra]
-    paths = [p for p in inputs if isinstance(p, (str, os.PathLike))]
+    paths = [p for p in [*photos_of(pairs), target, *extra] if isinstance(p, (str, os.PathLike))]
     if output is not None:
         check_output(output, paths, overwrite)
     picture = _read(target)
-    identities = identify_sources(swapper, pairs, extra, source_face)
-    choose = _selection(swapper, pairs, select)
-    frames = picture.pixels[None]
-    result = swapper(frames, identities, choose)
-    swapped = int((result.source >= 0).sum())
-    if not swapped:
-        raise _nothing_swapped(result.faces, picture, choose, result.embedding)
-    warnings = picture.warnings + _unmet(pairs, choose, result)
+    plan = Plan.of(swapper, pairs, select=select, extra=extra, source_face=source_face)
+    result = plan.swap(picture)
     written = Written()
     if output is not None:
         written = write_image(
@@ -85,14 +79,58 @@ def swap_image(
     return ImageReport(
         output="" if output is None else os.fspath(output),
         faces_seen=len(result.faces),
-        faces_swapped=swapped,
+        faces_swapped=int((result.source >= 0).sum()),
         pack=swapper.pack.name,
         device=str(swapper.device),
         seconds={**seconds, "total": time.perf_counter() - began},
-        warnings=warnings + written.warnings,
+        warnings=picture.warnings + plan.unmet(result) + written.warnings,
         jpeg=written.jpeg,
         image=None if output is not None else result.frames[0],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Who is put in and for whom, the same for any number of photos."""
+
+    swapper: Swapper
+    pairs: Sequence[tuple[Photo, Photo | None]]
+    identities: Identities
+    choose: Selection
+
+    @classmethod
+    def of(
+        cls,
+        swapper: Swapper,
+        pairs: Sequence[tuple[Photo, Photo | None]],
+        *,
+        select: Selection | None = None,
+        extra: Sequence[Photo] = (),
+        source_face: int | None = None,
+    ) -> Plan:
+        """Read the sources and references; see `swap_image`."""
+        identities = identify_sources(swapper, pairs, extra, source_face)
+        return cls(swapper, pairs, identities, _selection(swapper, pairs, select))
+
+    def swap(self, picture: Image) -> SwapResult:
+        """One photo.
+
+        Raises:
+            NoFaceError: nothing in it is to be swapped.
+        """
+        result = self.swapper(picture.pixels[None], self.identities, self.choose)
+        if not bool((result.source >= 0).any()):
+            raise _nothing_swapped(result.faces, picture, self.choose, result.embedding)
+        return result
+
+    def unmet(self, result: SwapResult) -> tuple[str, ...]:
+        """A warning for each reference that nobody in the photo matched."""
+        return _unmet(self.pairs, self.choose, result)
+
+
+def photos_of(pairs: Sequence[tuple[Photo, Photo | None]]) -> list[Photo]:
+    """All photos that pairs name."""
+    return [photo for pair in pairs for photo in pair if photo is not None]
 
 
 def pair_up(

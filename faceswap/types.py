@@ -194,6 +194,23 @@ class ImageReport:
 
 
 @dataclass(frozen=True, slots=True)
+class FolderReport:
+    """What `swap_folder` did to a folder of photos."""
+
+    output: str  # the folder written to
+    photos: int  # found
+    swapped: int  # written by this call
+    there_already: int  # written by an earlier one, left as they are
+    faces_swapped: int
+    pack: str
+    device: str
+    left_out: tuple[tuple[str, str], ...] = ()  # photo (path in the folder), why: nobody to swap
+    unreadable: tuple[tuple[str, str], ...] = ()  # photo, why
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class VideoReport:
     """What `swap_video` did to one clip."""
 

@@ -28,7 +28,7 @@ LAYERS = {
     3: ("models",),
     4: ("faces",),
     5: (
-        *("swap", "occlude", "restore", "photo"),
+        *("swap", "occlude", "restore", "photo", "folder"),
         *("video", "window", "render", "tally", "cast", "casting"),  # swap_video's parts
         *(
             "lanes",
