@@ -146,3 +146,14 @@ def test_shading_has_the_colour_of_the_light_it_is_put_into() -> None:
     brighter = colour_of(relit(own * 1.1, own, light))
     assert max(brighter) - min(brighter) < 0.02
     assert sum(brighter) / 3 > 0.51
+
+
+def test_a_shadow_has_the_hue_of_the_light_it_is_put_in():
+    """Yellowed varnish: its shadows on a pale face are not mauve."""
+    own = torch.tensor([0.78, 0.65, 0.35]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    light = torch.tensor([0.88, 0.76, 0.73]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    for depth in (0.1, 0.3):
+        out = relit(own * (1 - depth), own, light)[0, :, 4, 4]
+        share = out / light[0, :, 4, 4]
+        assert torch.allclose(share, share.mean(), atol=1e-3)
+        assert 1 - depth < float(share[0]) < 1 - 0.8 * depth  # a little weaker, as it got brighter

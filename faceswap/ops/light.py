@@ -74,20 +74,22 @@ def relit(
     darker than the skin (a brow stays dark) and where it gets darker, half by a factor and half by
     a sum in skin that gets brighter: a factor alone blows up the contrast of dark skin in bright
     light, and a sum alone takes shadows below black in dark light, one colour after the other.
-    Differences of colour are as much weaker as the light has less colour: what is pale on a flushed
-    face would be green on an olive one.
+    Shadows take the light's hue: what is dark on yellowed varnish would be mauve on a pale face.
+    Other differences of colour are as much weaker as the light has less colour: what is pale on a
+    flushed face would be green on an olive one.
     """
     ratio = ((light + 0.05) / (own + 0.05)).clamp(0.25, 4)
     gain = ((luma(light) + 0.05) / (luma(own) + 0.05)).clamp(0.25, 4)
     half = (ratio / gain) ** 0.75 * gain.clamp(max=1) * gain.clamp(min=1).sqrt()
     muted = ((_colour(light) + 0.01) / (_colour(own) + 0.01)).clamp(max=1)
-    fields = torch.cat([half, own, light, ratio, muted, 1 / luma(own).clamp_min(0.05)], 1)
-    half, own, light, ratio, muted, level = resized(fields, image.shape[-1]).split(
-        (3, 3, 3, 3, 1, 1), 1
+    weak = gain.clamp(min=1).rsqrt()
+    fields = torch.cat([half, own, light, ratio, muted, weak, 1 / luma(own).clamp_min(0.05)], 1)
+    half, own, light, ratio, muted, weak, level = resized(fields, image.shape[-1]).split(
+        (3, 3, 3, 3, 1, 1, 1), 1
     )
     off = image - own
-    shading = luma(off) * level * own  # what of it is a change of brightness alone
-    skin = light + half * (shading + muted * (off - shading))
+    shading = luma(off) * level  # what of it is a change of brightness alone: of its light's hue
+    skin = light * (1 + weak * shading) + half * muted * (off - shading * own)
     depth = 1 - luma(image) * level
     share = ((depth - _SKIN) / (_DARK - _SKIN)).clamp(0, 1)
     share = share * share * (3 - 2 * share)
