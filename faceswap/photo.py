@@ -47,7 +47,8 @@ def swap_image(
         overwrite: whether ``output`` may exist. It is never one of the inputs.
         select: which faces; the largest by default.
         reference: a photo of the person in the target to be replaced (with a single source).
-        extra: more photos of the source person, averaged.
+        extra: more photos of the source person: identity is the mean over all, and a guided swapper
+            shows the one turned most like the target.
         source_face: which face of the source photo, from the left, 0 = leftmost.
         quality: of JPEG and WebP, 1 to 100.
 
