@@ -11,7 +11,8 @@ and without learning except for one small linear shape model:
    Hair that hangs into the source's face is replaced by skin first; where the target's hair hangs
    into its face, the target stays (`faceswap.ops.skin`).
 3. It is taken out of its own light and put into the target's (`faceswap.ops.light`), as far as
-   bare skin tells either; features and hair do not count as light.
+   bare skin tells either; features and hair do not count as light. Shadow in the sockets of the
+   eyes, which is on both sides, goes by the target's (`faceswap.ops.sockets`).
 4. `_seam` makes it meet the target along the outline: the difference there, smooth inwards.
 """
 
@@ -33,6 +34,7 @@ from faceswap.ops.light import BROAD, evened, relit, shade, tone
 from faceswap.ops.shape import ShapeModel
 from faceswap.ops.skin import GRID, Skin, find_skin
 from faceswap.ops.smooth import average, mean, resized
+from faceswap.ops.sockets import lift_sockets
 from faceswap.ops.spline import spread, thin_plate_grid
 from faceswap.ops.topology import (
     CONTROL,
@@ -109,6 +111,7 @@ def make_guide(
     )
     image = relit(warped, light, wanted)
     image = image + resized(_excess(image, wanted, shape), size)
+    image = lift_sockets(image, shape, small, target_mesh, wanted)
     distance = resized(face, GRID) / unit
     image = image + resized(_seam(small, resized(image, GRID), distance, theirs.bare, bare), size)
 
