@@ -23,9 +23,9 @@ _REACH = 14.0  # px of 128 from the lids, to where a socket ends
 
 def lift_sockets(
     image: Tensor,  # (N, 3, S, S) float, already in the target's light
-    mesh: Tensor,  # (N, 478, 2 or 3) float32, of the image, px of S
+    mesh: Tensor,  # (N, 478, 3) float32, of the image, px of S
     target: Tensor,  # (N, 3, G, G) float in [0, 1]
-    target_mesh: Tensor,  # (N, 478, 2 or 3) float32, px of S
+    target_mesh: Tensor,  # (N, 478, 3) float32, px of S
     light: Tensor,  # (N, 3, G, G), the target's
 ) -> Tensor:
     """The image with sockets not much darker than the target's, ``(N, 3, S, S)``.
@@ -34,7 +34,7 @@ def lift_sockets(
     Lids' edges, eyes and brows stay as they are, and so does what is as bright as the target.
     """
     size, side = image.shape[-1], target.shape[-1]
-    rings = [_around(each, size, side) for each in (mesh, target_mesh)]
+    rings = _around(torch.cat([mesh[..., :2], target_mesh[..., :2]]), size, side).chunk(2)
     level = luma(light).clamp_min(0.05)
     depth, theirs = (
         average(luma(each) / level, ring, sigma=_LOCAL, trust=1e-3)
@@ -46,11 +46,12 @@ def lift_sockets(
 
 def _around(mesh: Tensor, size: int, side: int) -> Tensor:
     """Skin around the eyes, without lids' edges and brows, ``(N, 1, side, side)`` in [0, 1]."""
-    points, unit = (mesh[..., :2] + 0.5) * (side / size) - 0.5, side / 128
+    points, unit = (mesh + 0.5) * (side / size) - 0.5, side / 128
+    half = side // 2  # cells of outlines; sockets are smooth
 
     def inside(left: tuple[int, ...], right: tuple[int, ...]) -> Tensor:
-        each = [points[:, constant(outline, points.device)] for outline in (left, right)]
-        return torch.maximum(*(outline_distance(p, side, side) for p in each)) / unit
+        both = [points[:, constant(outline, points.device)] for outline in (left, right)]
+        return torch.maximum(*outline_distance(torch.cat(both), half, side).chunk(2)) / unit
 
     eyes, brows = inside(EYE_LEFT, EYE_RIGHT), inside(BROW_LEFT, BROW_RIGHT)
     near = ((eyes + _REACH) / 6).clamp(0, 1) * (-(eyes + 0.5) / 2).clamp(0, 1)
