@@ -139,3 +139,20 @@ def test_eyes_behind_dark_glass_are_not_shown():
     there = mesh()
     image = torch.full((1, 3, SIDE, SIDE), 0.6)
     assert torch.equal(with_eyes(image, there, torch.full_like(image, 0.1), there), image)
+
+
+def test_an_eye_without_an_iris_is_shown_only_where_it_is_clear():
+    """A dim eye whose iris cannot be told from the white looks blank."""
+    there = mesh()
+    image = torch.full((1, 3, SIDE, SIDE), SKIN)
+    changed = {}
+    for depth in (0.16, 0.4):  # of the lower half; contrast of .13 and .33 of the skin
+        target = image.clone()
+        for lids in (EYE_LEFT, EYE_RIGHT):
+            inside = signed_distance(there[:, list(lids), :2], SIDE) > -2
+            lower = inside & (torch.arange(SIDE)[:, None] > PLACES[lids][1])
+            target = torch.where(inside, torch.tensor(0.5), target)
+            target = torch.where(lower, torch.tensor(0.5 - depth), target)
+        changed[depth] = float((with_eyes(image, there, target, there) - image).abs().amax())
+    assert changed[0.16] < 0.1
+    assert changed[0.4] > 0.4

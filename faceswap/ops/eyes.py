@@ -27,6 +27,7 @@ _DARKER, _BRIGHTER = 0.25, 0.06  # its light: brighter than it was, an iris is n
 _NARROW, _WIDE = 0.15, 0.2  # opening of the target's eye in its widths: nothing to see, enough
 _FAR, _FARTHEST = 1.3, 1.6  # how much wider the swapped face's may be; lids would show within
 _DULL, _CLEAR = 0.07, 0.12  # deviation of its light against the skin's; sunglasses are dull
+_SURE = 0.2  # the same where no iris is seen: what is between the lids may be a reflection
 # How much darker than the white an iris is, against the skin: if it is not, it is somewhere else.
 _ALIKE, _TOLD = 0.02, 0.1
 _SMALL = 1.0  # px of 128, radius of an iris from which on its colour can be told
@@ -56,7 +57,8 @@ def with_eyes(
         rows = constant(lids + iris, shape.device)
         eye = window.sample(target, fit_affine(shape[:, rows, :2], target_mesh[:, rows, :2]))
         inside = inside * _trusted(shape, target_mesh, lids)[:, None, None, None]
-        inside = inside * _clear(eye, inside, light)
+        contrast = _contrast(eye, inside, light)
+        inside = inside * ((contrast - _DULL) / (_CLEAR - _DULL)).clamp(0, 1)
         middle = shape[:, iris[0], :2]
         rim = shape[:, constant(iris[1:], shape.device), :2]
         radius = (rim - middle[:, None]).norm(dim=-1).mean(1)
@@ -64,6 +66,9 @@ def with_eyes(
         white = inside - share
         darker = (_mean(eye, white) - _mean(eye, share)).mean(1, keepdim=True)
         darker = darker / light[:, None, None, None].clamp_min(0.02)
+        sure = ((contrast - _CLEAR) / (_SURE - _CLEAR)).clamp(0, 1)
+        seen = (darker / _ALIKE).clamp(0, 1).maximum(sure)
+        inside, share = inside * seen, share * seen
         share = share * ((darker - _ALIKE) / (_TOLD - _ALIKE)).clamp(0, 1)
         gap = _mean(here - eye, share)
         grey = gap.mean(1, keepdim=True)
@@ -81,12 +86,11 @@ def _mean(image: Tensor, weight: Tensor) -> Tensor:
     return (image * weight).sum((2, 3), keepdim=True) / mass
 
 
-def _clear(eye: Tensor, inside: Tensor, light: Tensor) -> Tensor:
-    """Whether iris and white can be told apart, ``(N, 1, 1, 1)`` in [0, 1]."""
+def _contrast(eye: Tensor, inside: Tensor, light: Tensor) -> Tensor:
+    """Deviation of an eye's brightness, in units of the skin's light, ``(N, 1, 1, 1)``."""
     grey = eye.mean(1, keepdim=True)
     spread = _mean((grey - _mean(grey, inside)).square(), inside)
-    contrast = spread.sqrt() / light[:, None, None, None].clamp_min(0.02)
-    return ((contrast - _DULL) / (_CLEAR - _DULL)).clamp(0, 1)
+    return spread.sqrt() / light[:, None, None, None].clamp_min(0.02)
 
 
 @dataclass(frozen=True, slots=True)
