@@ -101,6 +101,15 @@ def test_two_seeds_differ(home, tmp_path):
     assert not same(weights_of(tmp_path / "0"), weights_of(tmp_path / "1"))
 
 
+@pytest.fixture
+def foreground():
+    """Ctrl-C counts here, even where these tests were started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("foreground")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_a_checkpoint(home, tmp_path, number):
     config = settings(home, steps=1000, log_every=1)
@@ -119,6 +128,7 @@ def test_a_signal_leaves_a_checkpoint(home, tmp_path, number):
     assert (tmp_path / "swapper.safetensors").exists()
 
 
+@pytest.mark.usefixtures("foreground")
 def test_ctrl_c_twice_interrupts_at_once(home, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_training(
