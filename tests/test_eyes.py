@@ -156,3 +156,27 @@ def test_an_eye_without_an_iris_is_shown_only_where_it_is_clear():
         changed[depth] = float((with_eyes(image, there, target, there) - image).abs().amax())
     assert changed[0.16] < 0.1
     assert changed[0.4] > 0.4
+
+
+def test_eyes_are_both_the_targets_or_both_the_sources():
+    there = mesh()
+    image = face(there, iris=BLUE)
+    target = face(there, iris=BROWN)
+    x, y = (int(v) for v in PLACES[EYE_RIGHT])
+    target[..., y - 14 : y + 15, x - 30 : x + 31] = 0.1  # dark glass before one eye
+    assert torch.equal(with_eyes(image, there, target, there), image)
+
+
+def test_an_eye_beside_a_shut_one_is_shown():
+    there, wink = mesh(), mesh()
+    lids = list(EYE_RIGHT)
+    wink[0, lids, 1] = PLACES[EYE_RIGHT][1]
+    image = torch.full((1, 3, SIDE, SIDE), SKIN)
+    out = with_eyes(image, wink, face(wink, iris=BROWN), wink)
+    changed = (out != image).any(1)[0]
+    assert changed[:, : SIDE // 2].any()
+    assert not changed[:, SIDE // 2 :].any()
+    assert torch.equal(
+        out[..., : SIDE // 2],
+        with_eyes(image, there, face(there, iris=BROWN), there)[..., : SIDE // 2],
+    )

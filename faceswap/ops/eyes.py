@@ -30,6 +30,7 @@ _DULL, _CLEAR = 0.07, 0.12  # deviation of its light against the skin's; sunglas
 _SURE = 0.2  # the same where no iris is seen: what is between the lids may be a reflection
 # How much darker than the white an iris is, against the skin: if it is not, it is somewhere else.
 _ALIKE, _TOLD = 0.02, 0.1
+_THIN, _EVEN = 0.3, 0.6  # width of an eye in the other's from which on both are looked at
 _SMALL = 1.0  # px of 128, radius of an iris from which on its colour can be told
 
 
@@ -42,42 +43,79 @@ def with_eyes(
 ) -> tuple[Tensor, Tensor]:
     """The swapped face with the target's eyes, ``(N, 3, S, S)``, and where, ``(N, 1, S, S)``.
 
-    Where these are shut, blurred or behind dark glasses, the source's eyes stay.
+    Where these are shut, blurred or behind dark glasses, the source's eyes stay: both of them,
+    if both are to be seen, since one of each would not match.
     """
-    size = image.shape[-1]
+    pair = ((EYE_LEFT, IRIS_LEFT), (EYE_RIGHT, IRIS_RIGHT))
+    eyes = [_Eye.of(image, shape, target, target_mesh, light, *rows) for rows in pair]
     out = image.clone(memory_format=torch.contiguous_format)
     shown = torch.zeros_like(out[:, :1])
-    for lids, iris in ((EYE_LEFT, IRIS_LEFT), (EYE_RIGHT, IRIS_RIGHT)):
+    for eye, other, (lids, _), (beside, _) in zip(eyes, eyes[::-1], pair, pair[::-1], strict=True):
+        seen = _visible(shape, beside, lids)[:, None, None, None]
+        inside = eye.inside * eye.worth.minimum(other.worth.maximum(1 - seen))
+        here = eye.window.take(out)
+        eye.window.put(out, here + inside * (eye.image - here))
+        eye.window.put(shown, torch.maximum(eye.window.take(shown), inside))
+    return out, shown
+
+
+@dataclass(frozen=True, slots=True)
+class _Eye:
+    """One of the target's eyes, as it is to lie between the swapped face's lids."""
+
+    window: Window
+    image: Tensor  # (N, 3, w, w) in [0, 1]
+    inside: Tensor  # (N, 1, w, w) in [0, 1], where
+    worth: Tensor  # (N, 1, 1, 1) in [0, 1], whether it is clear enough to be shown
+
+    @classmethod
+    def of(
+        cls,
+        image: Tensor,
+        shape: Tensor,
+        target: Tensor,
+        target_mesh: Tensor,
+        light: Tensor,
+        lids: tuple[int, ...],
+        iris: tuple[int, ...],
+    ) -> _Eye:
+        """The eye of these points; the rest as `with_eyes` takes it."""
+        size = image.shape[-1]
         outline = shape[:, constant(lids, shape.device), :2]
         side = round(size * _WINDOW)
         window = Window.about(outline.mean(1), side, size)
-        here = window.take(out)
         inside = outline_distance(window.inner(outline), min(side, _CELLS), side)
         inside = (inside / (_RIM * size / 128)).clamp(0, 1)
         rows = constant(lids + iris, shape.device)
         eye = window.sample(target, fit_affine(shape[:, rows, :2], target_mesh[:, rows, :2]))
-        inside = inside * _trusted(shape, target_mesh, lids)[:, None, None, None]
         contrast = _contrast(eye, inside, light)
-        inside = inside * ((contrast - _DULL) / (_CLEAR - _DULL)).clamp(0, 1)
         middle = shape[:, iris[0], :2]
         rim = shape[:, constant(iris[1:], shape.device), :2]
         radius = (rim - middle[:, None]).norm(dim=-1).mean(1)
-        share = _disc(window.inner(middle[:, None])[:, 0], radius, side, size / 128) * inside
-        white = inside - share
-        darker = (_mean(eye, white) - _mean(eye, share)).mean(1, keepdim=True)
+        disc = _disc(window.inner(middle[:, None])[:, 0], radius, side, size / 128) * inside
+        darker = (_mean(eye, inside - disc) - _mean(eye, disc)).mean(1, keepdim=True)
         darker = darker / light[:, None, None, None].clamp_min(0.02)
         sure = ((contrast - _CLEAR) / (_SURE - _CLEAR)).clamp(0, 1)
-        seen = (darker / _ALIKE).clamp(0, 1).maximum(sure)
-        inside, share = inside * seen, share * seen
-        share = share * ((darker - _ALIKE) / (_TOLD - _ALIKE)).clamp(0, 1)
-        gap = _mean(here - eye, share)
+        worth = _trusted(shape, target_mesh, lids)[:, None, None, None]
+        worth = worth * ((contrast - _DULL) / (_CLEAR - _DULL)).clamp(0, 1)
+        worth = worth * (darker / _ALIKE).clamp(0, 1).maximum(sure)
+        share = disc * ((darker - _ALIKE) / (_TOLD - _ALIKE)).clamp(0, 1)
+        gap = _mean(window.take(image) - eye, share)
         grey = gap.mean(1, keepdim=True)
         hue = gap - grey
         hue = hue * (_MOST / hue.abs().amax(1, keepdim=True).clamp_min(_MOST))
         eye = (eye + share * (hue + grey.clamp(-_DARKER, _BRIGHTER))).clamp(0, 1)
-        window.put(out, here + inside * (eye - here))
-        window.put(shown, torch.maximum(window.take(shown), inside))
-    return out, shown
+        return cls(window, eye, inside, worth)
+
+
+def _visible(shape: Tensor, lids: tuple[int, ...], beside: tuple[int, ...]) -> Tensor:
+    """Whether an eye is open and hardly narrower than the one beside it, ``(N,)`` in [0, 1]."""
+    own, other = (
+        (shape[:, rows[8], :2] - shape[:, rows[0], :2]).norm(dim=1) for rows in (lids, beside)
+    )
+    turned: Tensor = ((own / other.clamp_min(1e-3) - _THIN) / (_EVEN - _THIN)).clamp(0, 1)
+    opened = ((opening(shape, lids) - _NARROW) / (_WIDE - _NARROW)).clamp(0, 1)
+    return turned.minimum(opened)
 
 
 def _mean(image: Tensor, weight: Tensor) -> Tensor:
