@@ -75,7 +75,7 @@ def swap_folder(
             left_out.append((name, str(error).removeprefix(f"{photo}: ")))
             continue
         except MediaError as error:
-            unreadable.append((name, str(error)))
+            unreadable.append((name, str(error).removeprefix(f"{os.fspath(photo)!r} ")))
             continue
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

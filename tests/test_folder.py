@@ -72,6 +72,7 @@ def test_every_photo_is_swapped_as_it_is_alone(home, swapper):
     assert [name for name, _ in report.left_out] == ["nobody.png"]
     assert report.left_out[0][1].startswith("no face found")
     assert [name for name, _ in report.unreadable] == ["text.jpg"]
+    assert report.unreadable[0][1].startswith("is not a photo")
     assert seen[0] == (0, 5, 0)
     assert seen[-1] == (5, 5, 3)
     for name in PHOTOS:

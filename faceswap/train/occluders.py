@@ -23,6 +23,7 @@ _CELLS = 12  # a side, of the grids that textures are drawn on
 _PARTS = 5  # rounded boxes a thing is made of
 _OUTER, _INNER = (33, 263), (133, 362)  # corners of the eyes
 _FOREHEAD, _CHIN = 10, 152
+_LINE = 0.6  # px, half the width of what is marked at least
 _DEEP = 0.35  # alpha of a reflection from which it hides what is behind
 
 
@@ -185,9 +186,9 @@ def _wear_glasses(
     distance = (x.square() + y.square()).sqrt() * (1 - 1 / reach)  # outside positive, units
     grain = _column(head.unit)
     rim_half = 0.5 * _column(thick) * torch.where(y < 0, _column(brow), torch.ones_like(y))
-    rim = (0.5 + (rim_half - distance.abs()) * grain).clamp(0, 1)
     lower = ((y / _column(half_height)) * 3 + 1).clamp(0, 1)
-    rim = rim * torch.where(_column(rimless) < 0.15, 1 - lower, torch.ones_like(lower))
+    kept = torch.where(_column(rimless) < 0.15, 1 - lower, torch.ones_like(lower))
+    rim = _bar(rim_half, distance.abs(), grain) * kept[:, None]
     lens = (0.5 - distance * grain).clamp(0, 1)
 
     inner = (apart - half_width).clamp_min(0.02)
@@ -195,21 +196,20 @@ def _wear_glasses(
     course = _column(low + bridge_at * half_height) + _column(bend) * (
         (across / _column(inner)).square() - 1
     )
-    bridge = (0.5 + (0.6 * _column(thick) - (down - course).abs()) * grain).clamp(0, 1)
-    bridge = bridge * (0.5 + (_column(inner) - across.abs()) * grain).clamp(0, 1)
+    kept = (0.5 + (_column(inner) - across.abs()) * grain).clamp(0, 1)
+    bridge = _bar(0.6 * _column(thick), (down - course).abs(), grain) * kept[:, None]
 
     ear_up, ear_wide = _between(next(number), -0.15, 0.05), _between(next(number), 0.68, 0.8)
     hinge = low - _between(next(number), 0.1, 0.7) * half_height
-    temples = torch.zeros_like(rim)
+    temples = torch.zeros_like(bridge)
     for sign in (-1.0, 1.0):
         begin = head.place(sign * (apart + half_width), hinge, away)
         end = head.place(sign * ear_wide, ear_up, torch.full_like(ear_up, 0.85))
         # The temple on the far side of a turned head lies behind it.
         outwards = sign * ((end - begin) * F.normalize(head.axes[:, 0], dim=1)).sum(1) > 0
-        course = _segment(begin, end, size)
-        arm = (0.5 + 0.7 * _column(thick * head.unit) - course).clamp(0, 1)
-        temples = torch.maximum(temples, arm * _column(outwards.float()))
-    solid = torch.stack([rim, bridge, temples]).amax(0)[:, None]
+        arm = _bar(0.7 * _column(thick), _segment(begin, end, size) / grain, grain)
+        temples = torch.maximum(temples, arm * outwards.float().view(-1, 1, 1, 1))
+    solid, marked = torch.stack([rim, bridge, temples]).amax(0).split(1, 1)
 
     # Rims: dark, metal, or of any colour; uneven in tone, with a shine.
     tone, kind = next(number), next(number)
@@ -231,7 +231,7 @@ def _wear_glasses(
     strong = next(number)
     is_dark = dark.float().view(-1, 1, 1, 1)
     fade = (1 - (down / _column(half_height) * 0.5 + 0.5).clamp(0, 1)[:, None]) * 0.25
-    strength = is_dark * (_between(strong, 0.72, 1.0).view(-1, 1, 1, 1) + fade).clamp(0, 1)
+    strength = is_dark * (_between(strong, 0.5, 1.0).view(-1, 1, 1, 1) + fade).clamp(0, 1)
     strength = strength + (1 - is_dark) * 0.2 * strong.square().view(-1, 1, 1, 1)
     glass = (0.12 * colour.flip(1) + 0.02)[..., None, None] * (1 + texture[:, 2:3])
     images = torch.lerp(images, glass.expand_as(images), (strength * lens).expand_as(images))
@@ -241,7 +241,18 @@ def _wear_glasses(
     shown = solid * _between(next(number), 0.6, 1.0).view(-1, 1, 1, 1)  # some are clear plastic
     images = torch.lerp(images, paint.expand_as(images), shown.expand_as(images))
     covered = torch.maximum(is_dark * lens, ((gleam - _DEEP) * 4).clamp(0, 1))
-    return images, (solid + covered).clamp(max=1)
+    return images, torch.maximum(marked * worn, solid + covered).clamp(max=1)
+
+
+def _bar(half: Tensor, distance: Tensor, grain: Tensor) -> Tensor:
+    """A line as it is drawn, and as it is marked, ``(N, 2, S, S)``; lengths in units.
+
+    What is thinner than a pixel is marked a pixel broad: by its share of the pixels it would be
+    taken for unsure, and lost.
+    """
+    gap = distance * grain
+    drawn = (half * grain).expand_as(gap)
+    return (0.5 + torch.stack([drawn, drawn.clamp_min(_LINE)], 1) - gap[:, None]).clamp(0, 1)
 
 
 def _segment(begin: Tensor, end: Tensor, size: int) -> Tensor:
