@@ -9,9 +9,10 @@ D embedding size. Points are (x, y) in pixels, pixel centres at integers, origin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,8 +116,17 @@ class Identities:
 
 
 @dataclass(frozen=True, slots=True)
+class Sockets:
+    """Skin around the eyes of N faces, and how dark it may be; all of a coarse grid of side G."""
+
+    ring: Tensor  # (N, 1, G, G) in [0, 1], soft, without lids' edges and brows
+    floor: Tensor  # (N, 1, G, G), share of the light that is left in the target's, less some slack
+    light: Tensor  # (N, 3, G, G), the target's
+
+
+@dataclass(frozen=True, slots=True)
 class Guide:
-    """What warp guidance knows of N swaps; all ``(N, C, S, S)`` float, in the target's crop."""
+    """What warp guidance knows of N swaps; maps ``(N, C, S, S)`` float, in the target's crop."""
 
     image: Tensor  # (N, 3, S, S) in [0, 1], the source's face warped and lit as the target
     base: Tensor  # (N, 3, S, S) in [0, 1], the target with its face low-passed
@@ -125,6 +135,12 @@ class Guide:
     trust: Tensor  # (N, 1, S, S) in [0, 1], how well the source shows this part
     points: Tensor  # (N, 2, S, S) in [0, 1], landmarks and irises drawn as dots
     eyes: Tensor  # (N, 1, S, S) in [0, 1], where ``image`` shows the target's eyes, to be kept
+    sockets: Sockets | None = None  # for the generator not to darken them; None: it may
+
+    @classmethod
+    def of(cls, maps: Iterable[Tensor]) -> Guide:
+        """A guide of maps in the order of `GUIDE_CHANNELS`."""
+        return cls(**dict[str, Any](zip(GUIDE_CHANNELS, maps, strict=True)))
 
 
 GUIDE_CHANNELS = {

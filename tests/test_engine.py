@@ -55,7 +55,7 @@ def test_identity(count: int) -> None:
 def test_swapper(count: int, side: int) -> None:
     net = load_model("lite-swapper")
     assert isinstance(net, GuidedAEINet)
-    guide = Guide(*(made_up(channels, side, count) for channels in GUIDE_CHANNELS.values()))
+    guide = Guide.of(made_up(channels, side, count) for channels in GUIDE_CHANNELS.values())
     target, identity = made_up(3, side, count).flip(2), made_up(1, 16, count).view(count, 256)
     expected = net(target, identity, guide)
     assert (expected - target).abs().mean() > 0.05  # it does something to them

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from faceswap.ops.sockets import lift_sockets
+from faceswap.ops.sockets import lift_sockets, sockets_of
 from faceswap.ops.topology import BROW_LEFT, BROW_RIGHT, EYE_LEFT, EYE_RIGHT
 
 SIDE = 128
@@ -44,7 +44,7 @@ def lifted(own: float, theirs: float) -> tuple[torch.Tensor, torch.Tensor]:
     image = face(own, light)
     field = torch.tensor(light).view(1, 3, 1, 1).expand(1, 3, 64, 64)
     target = torch.nn.functional.interpolate(face(theirs, light), size=(64, 64), mode="area")
-    return image, lift_sockets(image, mesh(), target, mesh(), field)
+    return image, lift_sockets(image, sockets_of(mesh(), target, mesh(), field, SIDE))
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def inputs_of(model: nn.Module, batch: int, device: torch.device) -> Inputs:
         identity = one.expand(batch, -1)
         if not isinstance(model, GuidedAEINet):
             return noise(3, size), identity
-        guide = Guide(*(noise(channels, size) for channels in GUIDE_CHANNELS.values()))
+        guide = Guide.of(noise(channels, size) for channels in GUIDE_CHANNELS.values())
         return noise(3, size), identity, guide
     return (noise(3, size),)
 

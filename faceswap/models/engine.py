@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -149,7 +150,7 @@ class _Gates(nn.Module):
         self.net = net
 
     def forward(self, identity: Tensor, *guide: Tensor) -> tuple[Tensor, Tensor]:
-        parts = dict(zip(_SEEN, guide, strict=True))
+        parts: dict[str, Any] = dict(zip(_SEEN, guide, strict=True))
         return self.net.gates(Guide(**parts, eyes=torch.zeros_like(parts["mouth"])), identity)
 
 

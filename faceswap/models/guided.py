@@ -17,6 +17,8 @@ an identity embedding, and AAD blocks that mix them. Three things make it small:
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 
 from faceswap.models.aad import AADResBlock
 from faceswap.models.attributes import initialise
+from faceswap.ops.sockets import lift_sockets
 from faceswap.types import GUIDE_CHANNELS, Guide
 
 MESH_POINTS = 478
@@ -179,6 +182,8 @@ class GuidedAEINet(nn.Module):
         # The target's eyes are what they should be already; a network would only blur them.
         gate, residual = gate + guide.eyes * (1 - gate), residual * (1 - guide.eyes)
         face = guide.base + gate * (guide.image - guide.base) + residual
+        if guide.sockets is not None:
+            face = lift_sockets(face, guide.sockets)
         return (target + guide.region * (face - target)).clamp(0, 1)
 
 
@@ -203,5 +208,8 @@ def _resized(guide: Guide, size: int) -> Guide:
     if guide.image.shape[-1] == size:
         return guide
     mode = "area" if guide.image.shape[-1] > size else "bilinear"
-    parts = (getattr(guide, name) for name in GUIDE_CHANNELS)
-    return Guide(*(F.interpolate(x, size=(size, size), mode=mode) for x in parts))
+    parts: dict[str, Any] = {
+        name: F.interpolate(getattr(guide, name), size=(size, size), mode=mode)
+        for name in GUIDE_CHANNELS
+    }
+    return replace(guide, **parts)

@@ -34,7 +34,7 @@ from faceswap.ops.light import BROAD, evened, relit, shade, tone
 from faceswap.ops.shape import ShapeModel
 from faceswap.ops.skin import GRID, Skin, find_skin
 from faceswap.ops.smooth import average, mean, resized
-from faceswap.ops.sockets import lift_sockets
+from faceswap.ops.sockets import lift_sockets, sockets_of
 from faceswap.ops.spline import spread, thin_plate_grid
 from faceswap.ops.topology import (
     CONTROL,
@@ -111,7 +111,8 @@ def make_guide(
     )
     image = relit(warped, light, wanted)
     image = image + resized(_excess(image, wanted, shape), size)
-    image = lift_sockets(image, shape, small, target_mesh, wanted)
+    sockets = sockets_of(shape, small, target_mesh, wanted, size)
+    image = lift_sockets(image, sockets)
     distance = resized(face, GRID) / unit
     image = image + resized(_seam(small, resized(image, GRID), distance, theirs.bare, bare), size)
 
@@ -125,7 +126,7 @@ def make_guide(
         [dots(shape[:, control, :2] / unit, 128), dots(shape[:, SURFACE:, :2] / unit, 128)], 1
     )
     drawing = resized(drawing, size)
-    guide = Guide(image.clamp(0, 1), base, region, mouth, seen * shown, drawing, eyes)
+    guide = Guide(image.clamp(0, 1), base, region, mouth, seen * shown, drawing, eyes, sockets)
     return guide, shape
 
 

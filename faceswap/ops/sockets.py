@@ -14,6 +14,7 @@ from faceswap.ops.constant import constant
 from faceswap.ops.draw import outline_distance
 from faceswap.ops.smooth import average, resized
 from faceswap.ops.topology import BROW_LEFT, BROW_RIGHT, EYE_LEFT, EYE_RIGHT
+from faceswap.types import Sockets
 
 _SLACK = 0.12  # of its light, how much darker than the target's a socket may be
 _MOST = 0.3  # of its light, how much brighter it may get
@@ -21,27 +22,43 @@ _LOCAL = 0.03  # fraction of the side, sigma of what counts as shadow
 _REACH = 14.0  # px of 128 from the lids, to where a socket ends
 
 
-def lift_sockets(
-    image: Tensor,  # (N, 3, S, S) float, already in the target's light
-    mesh: Tensor,  # (N, 478, 3) float32, of the image, px of S
+def sockets_of(
+    mesh: Tensor,  # (N, 478, 3) float32, of the swapped faces, px of S
     target: Tensor,  # (N, 3, G, G) float in [0, 1]
     target_mesh: Tensor,  # (N, 478, 3) float32, px of S
     light: Tensor,  # (N, 3, G, G), the target's
-) -> Tensor:
-    """The image with sockets not much darker than the target's, ``(N, 3, S, S)``.
+    size: int,  # S
+) -> Sockets:
+    """Where the swapped faces' sockets are, and how dark they may be."""
+    side = target.shape[-1]
+    rings = _around(torch.cat([mesh[..., :2], target_mesh[..., :2]]), size, side).chunk(2)
+    left = _left(target, rings[1], light).clamp(max=1)
+    return Sockets(rings[0], left - _SLACK, light)
+
+
+def lift_sockets(image: Tensor, sockets: Sockets) -> Tensor:
+    """The image with sockets not much darker than the target's.
 
     Light is added, not multiplied: deep shadow on skin is more saturated than skin in the light.
     Lids' edges, eyes and brows stay as they are, and so does what is as bright as the target.
+
+    Args:
+        image: ``(N, 3, S, S)`` float, already in the target's light.
+        sockets: of these faces.
+
+    Returns:
+        ``(N, 3, S, S)``.
     """
-    size, side = image.shape[-1], target.shape[-1]
-    rings = _around(torch.cat([mesh[..., :2], target_mesh[..., :2]]), size, side).chunk(2)
-    level = luma(light).clamp_min(0.05)
-    depth, theirs = (
-        average(luma(each) / level, ring, sigma=_LOCAL, trust=1e-3)
-        for each, ring in zip((resized(image, side), target), rings, strict=True)
-    )
-    lack = (theirs.clamp(max=1) - _SLACK - depth).clamp(0, _MOST)
-    return image + resized(rings[0] * lack * light, size)
+    size, side = image.shape[-1], sockets.ring.shape[-1]
+    left = _left(resized(image, side), sockets.ring, sockets.light)
+    lack = (sockets.floor - left).clamp(0, _MOST)
+    return image + resized(sockets.ring * lack * sockets.light, size)
+
+
+def _left(images: Tensor, ring: Tensor, light: Tensor) -> Tensor:
+    """Share of the light that is left around the eyes, ``(N, 1, G, G)``; smooth."""
+    share = luma(images) / luma(light).clamp_min(0.05)
+    return average(share, ring, sigma=_LOCAL, trust=1e-3)
 
 
 def _around(mesh: Tensor, size: int, side: int) -> Tensor:

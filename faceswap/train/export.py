@@ -65,7 +65,7 @@ class _GuidedSwap(nn.Module):
         self.net = net
 
     def forward(self, target: Tensor, identity: Tensor, *guide: Tensor) -> Tensor:
-        swapped: Tensor = self.net(target, identity, Guide(*guide))
+        swapped: Tensor = self.net(target, identity, Guide.of(guide))
         return swapped
 
 
