@@ -32,10 +32,10 @@ from faceswap.photo import swap_image
 from faceswap.swap import Swapper
 from faceswap.train.config import Occluders, load_train_config
 from faceswap.train.data import Crops, load_crops
-from faceswap.train.occluders import cover, draw_occluders
+from faceswap.train.occluders import Head, cover, draw_occluders, line
 from faceswap.train.occlusion import bare, occlusion_loss
 from faceswap.train.run import run_training
-from faceswap.train.wearers import glasses_score
+from faceswap.train.wearers import glasses_score, real_glasses
 from faceswap.video import swap_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -125,6 +125,18 @@ def test_the_same_numbers_draw_the_same_things():
     assert torch.equal(one[0], other[0])
     assert torch.equal(one[1], other[1])
     assert not torch.equal(one[0], cover(images, mesh, drawn(6, 128, seed=4))[0])
+
+
+def test_wire_is_drawn_as_thin_as_it_is_and_marked_a_pixel_broad():
+    across = torch.arange(-3.0, 4.0).view(1, 1, 7)
+    distance = (across / 10).abs()  # a unit is 10 px
+    grain = torch.full((1, 1, 1), 10.0)
+    thin, marked = line(torch.full((1, 1, 1), 0.01), distance, grain)[0]
+    torch.testing.assert_close(thin, torch.tensor([[0, 0, 0, 0.6, 0, 0, 0]]))
+    torch.testing.assert_close(marked, torch.tensor([[0, 0, 0.1, 1, 0.1, 0, 0]]))
+    thick, marked = line(torch.full((1, 1, 1), 0.15), distance, grain)[0]
+    torch.testing.assert_close(thick, torch.tensor([[0, 0, 1.0, 1, 1, 0, 0]]))
+    assert torch.equal(thick, marked)
 
 
 # ---------------------------------------------------------------- loss
@@ -375,6 +387,71 @@ def test_their_photos_are_left_out(tmp_path):
     assert float(wears[kept].float().mean()) < 0.5 * float(wears[rows].float().mean())
     assert torch.equal(bare(data, rows, 0.0), rows)
     assert len(bare(data, rows, 1.0)) == 1
+
+
+def rims(mesh: Tensor, size: int, much: float) -> Tensor:
+    """Probabilities that are this much on two rings about the eyes, and little beside them."""
+    across, down = Head.of(mesh).plane(size, mesh.new_full((len(mesh),), -0.2))
+    ring = ((across.abs() - 0.35).square() + down.square()).sqrt() - 0.25
+    return torch.where(ring.abs() < 0.04, much, 0.01)[:, None]
+
+
+def test_rims_that_a_network_is_unsure_of_are_marked_by_what_is_clearest_there():
+    size = 128
+    _, mesh = faces(1, size)
+    seen = rims(mesh, size, 0.5)
+    ring = seen > 0.4
+    seen[..., :44, :][ring[..., :44, :]] = 0.2  # fainter above
+    middle = mesh[0, [33, 263], :2].mean(0).round().long()
+    seen[0, 0, middle[1], middle[0]] = 0.1  # neither here nor there
+    cheek = np.s_[0, 0, int(middle[1]) + 40, int(middle[0]) - 10]
+    seen[cheek] = 0.7  # something else, away from the eyes
+    covered, known = real_glasses(seen, mesh)
+    assert torch.equal(covered[ring], torch.ones(int(ring.sum())))
+    assert bool(known[ring].all())
+    assert known[0, 0, middle[1], middle[0]] == 0
+    assert covered[cheek] == known[cheek] == 1
+    bare_skin = (seen < 0.05) & ~ring
+    assert not bool(covered[bare_skin].any())
+    assert bool(known[bare_skin].all())
+
+
+def test_nothing_is_known_of_glasses_that_are_nowhere_clear_or_seen_from_the_side():
+    size = 128
+    _, mesh = faces(1, size)
+    eyes = mesh[0, [33, 263], :2].mean(0).round().long()
+    about = np.s_[:, :, int(eyes[1]) - 3 : int(eyes[1]) + 4, int(eyes[0]) - 8 : int(eyes[0]) + 9]
+    assert not bool(real_glasses(rims(mesh, size, 0.25), mesh)[1][about].any())
+    turned, yaw = mesh.clone(), math.radians(50)
+    x = mesh[..., 0] - eyes[0]
+    turned[..., 0], turned[..., 2] = eyes[0] + x * math.cos(yaw), x * math.sin(yaw)
+    assert not bool(real_glasses(rims(turned, size, 0.9), turned)[1][about].any())
+    assert bool(real_glasses(rims(mesh, size, 0.9), mesh)[1][about].all())
+
+
+def test_a_network_marks_real_glasses_for_the_next(tmp_path, monkeypatch):
+    """The wearers of a batch are its last faces, and nothing is drawn before them."""
+    synthetic.prepared(tmp_path / "data", people=8)
+    torch.manual_seed(0)
+    path = tmp_path / "teacher.safetensors"
+    save_model(path, build("occlusion", **SMALL), "occlusion", SMALL)
+    asked: list[int] = []
+
+    def told(probability: Tensor, mesh: Tensor) -> tuple[Tensor, Tensor]:
+        asked.append(len(mesh))
+        return real_glasses(probability, mesh)
+
+    monkeypatch.setattr("faceswap.train.occlusion.real_glasses", told)
+    sets = [f"data={tmp_path / 'data'}", "sides=[32]", "batch_size=8", "steps=3", "workers=0"]
+    sets += ["precision=fp32", "model.widths=[4, 8, 8]", "wearers=0.25"]
+    run_training(load_train_config(CONFIG, [*sets, f"teacher={path}"]), tmp_path / "run")
+    assert asked == [2, 2, 2]
+    with pytest.raises(ConfigError, match="set teacher=FILE"):
+        run_training(load_train_config(CONFIG, sets), tmp_path / "other")
+    args = {"widths": (8, 8), "depths": (1, 1)}
+    save_model(path, build("restorer", **args), "restorer", args)
+    with pytest.raises(ConfigError, match="a Restorer, not an OcclusionNet"):
+        run_training(load_train_config(CONFIG, [*sets, f"teacher={path}"]), tmp_path / "other")
 
 
 # ---------------------------------------------------------------- the source's glasses

@@ -455,6 +455,10 @@ class OcclusionRunConfig(RunConfig):
     leave_out: Unit = 0.3
     """Share of the photos that most look as if they showed real glasses: nobody has marked them, so
     they would teach that only drawn ones count."""
+    wearers: Unit = 0.0
+    """Share of the faces of a batch that likely show real glasses, marked by ``teacher``."""
+    teacher: str = ""
+    """An occlusion network, our name or a file; for ``wearers``."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of autocast; losses stay fp32."""
 

@@ -107,7 +107,7 @@ def _texture(rough: Tensor, size: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Head:
+class Head:
     """Where a head is: an origin between the eyes, and its axes in px of the picture.
 
     Lengths along the axes are in distances of the outer eye corners.
@@ -117,7 +117,8 @@ class _Head:
     axes: Tensor  # (N, 3, 2): across, down, away from the camera
 
     @classmethod
-    def of(cls, mesh: Tensor) -> _Head:
+    def of(cls, mesh: Tensor) -> Head:
+        """The heads of faces with these points, ``(N, 478, 3)`` px."""
         left, right = mesh[:, _OUTER[0]], mesh[:, _OUTER[1]]
         unit = (right - left).norm(dim=1, keepdim=True)
         across = (right - left) / unit
@@ -127,6 +128,12 @@ class _Head:
         origin = mesh[:, constant((*_OUTER, *_INNER), mesh.device)].mean(1)
         axes = torch.stack([across, down, away], 1)[..., :2] * unit[..., None]
         return cls(origin[:, :2], axes)
+
+    @property
+    def frontal(self) -> Tensor:
+        """How wide the head is in the picture against how wide it is, ``(N,)`` in [0, 1]."""
+        out: Tensor = self.axes[:, 0].norm(dim=1) / self.unit
+        return out
 
     @property
     def unit(self) -> Tensor:
@@ -160,7 +167,7 @@ def _wear_glasses(
     ears. Clear lenses leave the eyes to be seen but for reflections.
     """
     size = images.shape[-1]
-    head = _Head.of(mesh)
+    head = Head.of(mesh)
     number = iter(drawn.frame.unbind(1))
     half_width = _between(next(number), 0.20, 0.33)
     half_height = half_width * _between(next(number), 0.5, 1.1)
@@ -188,7 +195,7 @@ def _wear_glasses(
     rim_half = 0.5 * _column(thick) * torch.where(y < 0, _column(brow), torch.ones_like(y))
     lower = ((y / _column(half_height)) * 3 + 1).clamp(0, 1)
     kept = torch.where(_column(rimless) < 0.15, 1 - lower, torch.ones_like(lower))
-    rim = _bar(rim_half, distance.abs(), grain) * kept[:, None]
+    rim = line(rim_half, distance.abs(), grain) * kept[:, None]
     lens = (0.5 - distance * grain).clamp(0, 1)
 
     inner = (apart - half_width).clamp_min(0.02)
@@ -197,7 +204,7 @@ def _wear_glasses(
         (across / _column(inner)).square() - 1
     )
     kept = (0.5 + (_column(inner) - across.abs()) * grain).clamp(0, 1)
-    bridge = _bar(0.6 * _column(thick), (down - course).abs(), grain) * kept[:, None]
+    bridge = line(0.6 * _column(thick), (down - course).abs(), grain) * kept[:, None]
 
     ear_up, ear_wide = _between(next(number), -0.15, 0.05), _between(next(number), 0.68, 0.8)
     hinge = low - _between(next(number), 0.1, 0.7) * half_height
@@ -207,7 +214,7 @@ def _wear_glasses(
         end = head.place(sign * ear_wide, ear_up, torch.full_like(ear_up, 0.85))
         # The temple on the far side of a turned head lies behind it.
         outwards = sign * ((end - begin) * F.normalize(head.axes[:, 0], dim=1)).sum(1) > 0
-        arm = _bar(0.7 * _column(thick), _segment(begin, end, size) / grain, grain)
+        arm = line(0.7 * _column(thick), _segment(begin, end, size) / grain, grain)
         temples = torch.maximum(temples, arm * outwards.float().view(-1, 1, 1, 1))
     solid, marked = torch.stack([rim, bridge, temples]).amax(0).split(1, 1)
 
@@ -244,7 +251,7 @@ def _wear_glasses(
     return images, torch.maximum(marked * worn, solid + covered).clamp(max=1)
 
 
-def _bar(half: Tensor, distance: Tensor, grain: Tensor) -> Tensor:
+def line(half: Tensor, distance: Tensor, grain: Tensor) -> Tensor:
     """A line as it is drawn, and as it is marked, ``(N, 2, S, S)``; lengths in units.
 
     What is thinner than a pixel is marked a pixel broad: by its share of the pixels it would be

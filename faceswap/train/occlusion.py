@@ -1,7 +1,9 @@
 """Training of OcclusionNet: faces with something drawn before them, and where it is.
 
 Some photos show real glasses that nobody has marked. They would teach that only drawn ones count,
-so the photos that look most like it are left out (`faceswap.train.wearers`).
+so the photos that look most like it are left out (`faceswap.train.wearers`). Once there is a
+network, it marks the real ones for the next, which sees them recoloured and degraded (a noisy
+student; Xie et al., CVPR 2020).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faceswap.errors import ConfigError
-from faceswap.models import save_model
+from faceswap.models import load_model, save_model
 from faceswap.models.occlusion import OcclusionNet
 from faceswap.occlude import near_face
 from faceswap.ops.color import luma
@@ -30,7 +32,7 @@ from faceswap.train.task import Task, autocast, check_finite
 from faceswap.train.transfer import feed_of, moved
 from faceswap.train.views import Jitter, Store, View
 from faceswap.train.wear import Motion, draw_motion, motion_blurred
-from faceswap.train.wearers import glasses_score
+from faceswap.train.wearers import glasses_score, real_glasses
 
 JITTER = Jitter(rotation=4, scale=0.07, shift=0.03)
 _COLOR = 0.25  # largest change of brightness, contrast, saturation
@@ -39,6 +41,7 @@ _MOVED, _MOTION = 0.3, 0.02  # share blurred by motion, and how far, of the side
 # Most crops lose what is finer than their photos are: else what is sharp would be taken for drawn,
 # and a rim in a photo, which is as soft as the face, for none.
 _SOFT, _COARSE = 0.9, (56, 120)  # share, and sides in px that they are brought down to
+_WORN = 0.07  # of the photos, which look most as if they showed real glasses; nearly all do
 _SHEET = 12  # held-back faces in a preview
 
 
@@ -54,6 +57,7 @@ class _Draw:
     grey: Tensor  # (n, 1, 1, 1) bool, without colour
     motion: Motion
     coarse: tuple[Coarse, ...]
+    wearers: int  # of the faces, the last ones
 
 
 def occlusion_loss(
@@ -80,6 +84,39 @@ def bare(data: Crops, rows: Tensor, leave_out: float) -> Tensor:
     return rows[score.argsort(stable=True)[:keep]].sort().values
 
 
+def wearing(data: Crops, rows: Tensor) -> Tensor:
+    """Rows that most likely show real glasses; one at least."""
+    score = glasses_score(data)[rows]
+    return rows[score.argsort(descending=True, stable=True)[: max(1, round(_WORN * len(rows)))]]
+
+
+def load_teacher(config: OcclusionRunConfig, device: torch.device) -> OcclusionNet | None:
+    """The network that marks real glasses; None where none are to be seen.
+
+    Raises:
+        ConfigError: there are to be some, and no network is named or it is another kind.
+        MissingWeightError, WeightError: see `load_model`.
+    """
+    if not config.wearers:
+        return None
+    if not config.teacher:
+        raise ConfigError(
+            "wearers: set teacher=FILE, an occlusion network that marks their glasses"
+        )
+    net = load_model(config.teacher, device=device)
+    if not isinstance(net, OcclusionNet):
+        raise ConfigError(f"teacher {config.teacher}: a {type(net).__name__}, not an OcclusionNet")
+    return net.requires_grad_(False)
+
+
+def _seen(teacher: OcclusionNet, images: Tensor) -> Tensor:
+    """Probabilities ``(N, 1, S, S)``, with those of the mirror images."""
+    both = teacher(torch.cat([images, images.flip(3)])).sigmoid()
+    one, other = both.chunk(2)
+    out: Tensor = (one + other.flip(3)) / 2
+    return out
+
+
 def build(config: OcclusionRunConfig, data: Crops, device: torch.device) -> Task:
     """The occlusion task on a prepared folder."""
     net = OcclusionNet(**config.model.model_dump()).to(device)
@@ -88,6 +125,8 @@ def build(config: OcclusionRunConfig, data: Crops, device: torch.device) -> Task
             raise ConfigError(f"sides: {side} is no multiple of {net.stride}")
     net = net.to(memory_format=torch.channels_last)
     rows, held = data.split()
+    teacher = load_teacher(config, device)
+    worn = rows if teacher is None else wearing(data, rows)
     rows = bare(data, rows, config.leave_out)
     store = Store(data, device)
     order = mirror_order(data.mesh)
@@ -100,28 +139,37 @@ def build(config: OcclusionRunConfig, data: Crops, device: torch.device) -> Task
     def draw(generator: torch.Generator) -> _Draw:
         size = config.sides[int(torch.randint(len(config.sides), (1,), generator=generator))]
         n = max(2, round(config.batch_size * (min(config.sides) / size) ** 2))
-        pick = rows[torch.randint(len(rows), (n,), generator=generator)]
+        wearers = round(config.wearers * n)
+        pick = rows[torch.randint(len(rows), (n - wearers,), generator=generator)]
+        pick = torch.cat([pick, worn[torch.randint(len(worn), (wearers,), generator=generator)]])
         view = store.draw(pick, base[size][pick], size, JITTER, generator)
         mesh = map_points(data.mesh[pick], view.matrix)
         mesh = torch.where(view.flip[:, None, None], mesh[:, order], mesh)
         occluders = draw_occluders(n, size, config.occluders, generator)
+        for each in (occluders.glasses, occluders.things):
+            each[n - wearers :] = False
         color = torch.rand(n, 6, generator=generator)
         low, high = (min(1.0, side / size) for side in _COARSE)
         shape = (n, 3, size, size)
         coarse = draw_coarse(shape, _SOFT, generator, smallest=low, largest=high)
         grey = torch.rand(n, 1, 1, 1, generator=generator) < _GREY
         motion = draw_motion(n, _MOVED, _MOTION * size, generator)
-        return _Draw(view, size, mesh, occluders, color, grey, motion, coarse)
+        return _Draw(view, size, mesh, occluders, color, grey, motion, coarse, wearers)
 
     feed = feed_of(draw, config, device, data.wait)
 
     def views(drawn: _Draw) -> tuple[Tensor, Tensor, Tensor]:
         images = store.show(drawn.view, drawn.size)
         images, truth = cover(images, drawn.mesh, drawn.occluders)
+        weight = near_face(drawn.mesh, drawn.size)
+        if teacher is not None and drawn.wearers:
+            part = slice(len(images) - drawn.wearers, None)
+            truth[part], known = real_glasses(_seen(teacher, images[part]), drawn.mesh[part])
+            weight[part] *= known
         images = motion_blurred(recolor(images, drawn.color, _COLOR), drawn.motion)
         images = degrade(images, drawn.coarse)
         images = torch.where(drawn.grey, luma(images), images)
-        return images, truth, near_face(drawn.mesh, drawn.size)
+        return images, truth, weight
 
     def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         drawn = moved(feed.take(index, generator), device)

@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from faceswap.occlude import near_face
 from faceswap.ops.color import luma
 from faceswap.ops.geometry import align
 from faceswap.ops.topology import five_points
 from faceswap.train.data import Crops, cut, map_points
+from faceswap.train.occluders import Head
 
 _SIDE = 96  # px, of the crops that are looked at
 _PART = 256
@@ -26,6 +28,12 @@ _STEPS = 3  # rows, half the thickness of a bar
 _BARS = ((_STEPS, -_STEPS), (None, -2 * _STEPS), (2 * _STEPS, None))  # it, above it, below
 _FOLDS, _ROUNDS = 5, 3
 _SURE, _FREE = 0.93, 0.65  # ranks from which, and up to which, the sign is believed
+# Where glasses are, in distances of the outer corners of the eyes: across, up, down, towards us.
+_ACROSS, _UP, _BELOW, _BEFORE = 0.85, 0.3, 0.5, 0.2
+_TURNED = 0.85  # of a head's width, from which on it looks into the camera
+_LEAST = 0.3  # probability that something of a face's glasses must reach
+_RIM, _SKIN = 0.35, 0.12  # against the clearest there: from which on, and up to which, it is known
+_CLEAR = 0.005  # share of the picture that is the clearest
 
 
 def glasses_score(data: Crops) -> Tensor:
@@ -38,6 +46,34 @@ def glasses_score(data: Crops) -> Tensor:
     for _ in range(_ROUNDS):
         score = _standard(_learned(data, score)) + 0.7 * _standard(sign)
     return score
+
+
+def real_glasses(
+    probability: Tensor,  # (N, 1, S, S) in [0, 1], by a network that has seen drawn ones only
+    mesh: Tensor,  # (N, 478, 3) float32, px
+) -> tuple[Tensor, Tensor]:
+    """What covers these wearers' faces, ``(N, 1, S, S)`` 0 or 1, and how far that is known.
+
+    A network is unsure of thin rims unlike those it was taught with, but surer of them than of the
+    skin beside them: so they count against the clearest of what it sees about the eyes. Where that
+    is not clear either, or the head is turned away, nothing is known; what lies elsewhere before
+    the face is taken as it is seen.
+    """
+    size = probability.shape[-1]
+    head = Head.of(mesh)
+    across, down = head.plane(size, mesh.new_full((len(mesh),), -_BEFORE))
+    about = (across.abs() < _ACROSS) & (down > -_UP) & (down < _BELOW)
+    near = near_face(mesh, size)
+    clearest = (probability * near * about[:, None]).flatten(1)
+    level = clearest.topk(max(1, round(_CLEAR * size * size))).values[:, -1:, None, None]
+    share = probability / level.clamp_min(_LEAST)
+    usable = (level > _LEAST) & (head.frontal > _TURNED).view(-1, 1, 1, 1)
+    sides = (probability > 0.5, probability < 0.1)
+    covered = torch.where(about[:, None], share > _RIM, sides[0])
+    known = torch.where(
+        about[:, None], ((share > _RIM) | (share < _SKIN)) & usable, sides[0] | sides[1]
+    )
+    return covered.float(), known.float()
 
 
 def _bar(data: Crops, rows: Tensor) -> Tensor:
