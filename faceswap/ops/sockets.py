@@ -19,6 +19,7 @@ from faceswap.types import Sockets
 _SLACK = 0.12  # of its light, how much darker than the target's a socket may be
 _MOST = 0.3  # of its light, how much brighter it may get
 _LOCAL = 0.03  # fraction of the side, sigma of what counts as shadow
+_BROAD = 0.07  # the same in the target, whose glasses and lashes are dark in places
 _REACH = 14.0  # px of 128 from the lids, to where a socket ends
 
 
@@ -32,7 +33,7 @@ def sockets_of(
     """Where the swapped faces' sockets are, and how dark they may be."""
     side = target.shape[-1]
     rings = _around(torch.cat([mesh[..., :2], target_mesh[..., :2]]), size, side).chunk(2)
-    left = _left(target, rings[1], light).clamp(max=1)
+    left = _left(target, rings[1], light, _BROAD).clamp(max=1)
     return Sockets(rings[0], left - _SLACK, light)
 
 
@@ -50,15 +51,15 @@ def lift_sockets(image: Tensor, sockets: Sockets) -> Tensor:
         ``(N, 3, S, S)``.
     """
     size, side = image.shape[-1], sockets.ring.shape[-1]
-    left = _left(resized(image, side), sockets.ring, sockets.light)
+    left = _left(resized(image, side), sockets.ring, sockets.light, _LOCAL)
     lack = (sockets.floor - left).clamp(0, _MOST)
     return image + resized(sockets.ring * lack * sockets.light, size)
 
 
-def _left(images: Tensor, ring: Tensor, light: Tensor) -> Tensor:
+def _left(images: Tensor, ring: Tensor, light: Tensor, sigma: float) -> Tensor:
     """Share of the light that is left around the eyes, ``(N, 1, G, G)``; smooth."""
     share = luma(images) / luma(light).clamp_min(0.05)
-    return average(share, ring, sigma=_LOCAL, trust=1e-3)
+    return average(share, ring, sigma=sigma, trust=1e-3)
 
 
 def _around(mesh: Tensor, size: int, side: int) -> Tensor:
