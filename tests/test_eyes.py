@@ -180,3 +180,20 @@ def test_an_eye_beside_a_shut_one_is_shown():
         out[..., : SIDE // 2],
         with_eyes(image, there, face(there, iris=BROWN), there)[..., : SIDE // 2],
     )
+
+
+def test_an_iris_that_is_hard_to_tell_takes_the_colour_that_the_other_does():
+    there = mesh()
+    image = face(there, iris=BLUE)
+    pale = (0.93, 0.92, 0.91)
+    target, both = face(there, iris=BROWN), face(there, iris=pale)
+    half = SIDE // 2
+    target[..., half:] = both[..., half:]
+    for picture in (target, both):  # a lid's shadow, so that it is clear that there is an eye
+        eye = picture[..., 98:105, :]
+        eye[eye > SKIN + 0.1] = 0.3
+    x, y = (int(v) for v in PLACES[EYE_RIGHT])
+    red, _, blue = with_eyes(image, there, target, there)[0, :, y + 3, x]
+    assert float(blue - red) > 0.05
+    red, _, blue = with_eyes(image, there, both, there)[0, :, y + 3, x]
+    assert float(blue - red) < 0.02

@@ -53,8 +53,9 @@ def with_eyes(
     for eye, other, (lids, _), (beside, _) in zip(eyes, eyes[::-1], pair, pair[::-1], strict=True):
         seen = _visible(shape, beside, lids)[:, None, None, None]
         inside = eye.inside * eye.worth.minimum(other.worth.maximum(1 - seen))
-        here = eye.window.take(out)
-        eye.window.put(out, here + inside * (eye.image - here))
+        told = eye.told.maximum(other.told.minimum(seen))
+        here, there = eye.window.take(out), (eye.image + told * eye.colour).clamp(0, 1)
+        eye.window.put(out, here + inside * (there - here))
         eye.window.put(shown, torch.maximum(eye.window.take(shown), inside))
     return out, shown
 
@@ -66,7 +67,9 @@ class _Eye:
     window: Window
     image: Tensor  # (N, 3, w, w) in [0, 1]
     inside: Tensor  # (N, 1, w, w) in [0, 1], where
+    colour: Tensor  # (N, 3, w, w), what makes its iris the source's
     worth: Tensor  # (N, 1, 1, 1) in [0, 1], whether it is clear enough to be shown
+    told: Tensor  # (N, 1, 1, 1) in [0, 1], whether its iris is where it is thought to be
 
     @classmethod
     def of(
@@ -99,13 +102,13 @@ class _Eye:
         worth = _trusted(shape, target_mesh, lids)[:, None, None, None]
         worth = worth * ((contrast - _DULL) / (_CLEAR - _DULL)).clamp(0, 1)
         worth = worth * (darker / _ALIKE).clamp(0, 1).maximum(sure)
-        share = disc * ((darker - _ALIKE) / (_TOLD - _ALIKE)).clamp(0, 1)
-        gap = _mean(window.take(image) - eye, share)
+        told = ((darker - _ALIKE) / (_TOLD - _ALIKE)).clamp(0, 1)
+        gap = _mean(window.take(image) - eye, disc)
         grey = gap.mean(1, keepdim=True)
         hue = gap - grey
         hue = hue * (_MOST / hue.abs().amax(1, keepdim=True).clamp_min(_MOST))
-        eye = (eye + share * (hue + grey.clamp(-_DARKER, _BRIGHTER))).clamp(0, 1)
-        return cls(window, eye, inside, worth)
+        colour = disc * (hue + grey.clamp(-_DARKER, _BRIGHTER))
+        return cls(window, eye, inside, colour, worth, told)
 
 
 def _visible(shape: Tensor, lids: tuple[int, ...], beside: tuple[int, ...]) -> Tensor:
