@@ -29,7 +29,7 @@ from faceswap.ops.smooth import average, gaussian, guided_filter, mean, resized
 from faceswap.ops.topology import FACE, MESH_POINTS
 
 _SELDOM = 0.35  # of the frames
-_FROM, _TO = 0.5, 0.85  # probabilities at which a pixel begins to stay, and stays altogether
+_FROM, _TO = 0.35, 0.7  # probabilities at which a pixel begins to stay, and stays altogether
 # Radius, px of the network's crop, within which its mask is fitted to the edges of larger pictures.
 _REACH = 2
 _FLAT = 1e-3  # variance of the brightness below which there is no edge to follow

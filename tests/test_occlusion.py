@@ -33,7 +33,7 @@ from faceswap.swap import Swapper
 from faceswap.train.config import Occluders, load_train_config
 from faceswap.train.data import Crops, load_crops
 from faceswap.train.occluders import Head, cover, draw_occluders, line
-from faceswap.train.occlusion import bare, occlusion_loss
+from faceswap.train.occlusion import bare, occlusion_loss, told_apart
 from faceswap.train.run import run_training
 from faceswap.train.wearers import glasses_score, real_glasses
 from faceswap.video import swap_video
@@ -427,6 +427,35 @@ def test_nothing_is_known_of_glasses_that_are_nowhere_clear_or_seen_from_the_sid
     turned[..., 0], turned[..., 2] = eyes[0] + x * math.cos(yaw), x * math.sin(yaw)
     assert not bool(real_glasses(rims(turned, size, 0.9), turned)[1][about].any())
     assert bool(real_glasses(rims(mesh, size, 0.9), mesh)[1][about].all())
+
+
+class _Dark(OcclusionNet):
+    """Takes what is black for covered."""
+
+    def __init__(self) -> None:
+        super().__init__(widths=(4, 4), size=160)
+
+    def forward(self, crop: Tensor) -> Tensor:
+        return 40 * (0.15 - crop.mean(1, keepdim=True))
+
+
+def test_a_network_tells_who_wears_glasses(tmp_path):
+    data, wears = wearing(tmp_path, 70, embedding=False)  # more than are looked at together
+    images = data.images[0].clone()
+    eyes = data.mesh[0, [33, 263], :2].mean(0).round().long()
+    rows, columns = (
+        slice(int(v) - r, int(v) + r) for v, r in zip(eyes.flip(0), (4, 20), strict=True)
+    )
+    images[:, :, rows, columns] = images[:, :, rows, columns].clamp(min=120)
+    images[wears, :, rows, columns] = 0
+    data = replace(data, images=(images,))
+    some = torch.arange(70)[1:]
+    worn, plain = told_apart(data, some, _Dark(), torch.device("cpu"))
+    assert worn.tolist() == some[wears[1:]].tolist()
+    assert plain.tolist() == some[~wears[1:]].tolist()
+    worn, plain = told_apart(data, some[:3], _Dark(), torch.device("cpu"))  # none of these
+    assert len(worn) == 1
+    assert plain.tolist() == [1, 2, 3]
 
 
 def test_a_network_marks_real_glasses_for_the_next(tmp_path, monkeypatch):

@@ -454,9 +454,9 @@ class OcclusionRunConfig(RunConfig):
     """Sides of the crops, one drawn for each step; batches are smaller by area at larger ones."""
     leave_out: Unit = 0.3
     """Share of the photos that most look as if they showed real glasses: nobody has marked them, so
-    they would teach that only drawn ones count."""
+    they would teach that only drawn ones count. A ``teacher`` tells better."""
     wearers: Unit = 0.0
-    """Share of the faces of a batch that likely show real glasses, marked by ``teacher``."""
+    """Share of the faces of a batch that show real glasses, marked by ``teacher``."""
     teacher: str = ""
     """An occlusion network, our name or a file; for ``wearers``."""
     precision: Literal["fp32", "bf16"] = "fp32"

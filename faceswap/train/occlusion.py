@@ -2,8 +2,8 @@
 
 Some photos show real glasses that nobody has marked. They would teach that only drawn ones count,
 so the photos that look most like it are left out (`faceswap.train.wearers`). Once there is a
-network, it marks the real ones for the next, which sees them recoloured and degraded (a noisy
-student; Xie et al., CVPR 2020).
+network, it tells who wears some and marks them for the next, which sees them recoloured and
+degraded (a noisy student; Xie et al., CVPR 2020).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from faceswap.ops.color import luma
 from faceswap.ops.geometry import align
 from faceswap.ops.topology import five_points
 from faceswap.train.config import OcclusionRunConfig
-from faceswap.train.data import Crops, map_points, recolor
+from faceswap.train.data import Crops, cut, map_points, recolor
 from faceswap.train.degrade import Coarse, degrade, draw_coarse
 from faceswap.train.mesh import mirror_order
 from faceswap.train.occluders import Drawn, cover, draw_occluders
@@ -32,7 +32,7 @@ from faceswap.train.task import Task, autocast, check_finite
 from faceswap.train.transfer import feed_of, moved
 from faceswap.train.views import Jitter, Store, View
 from faceswap.train.wear import Motion, draw_motion, motion_blurred
-from faceswap.train.wearers import glasses_score, real_glasses
+from faceswap.train.wearers import clearest, glasses_score, real_glasses
 
 JITTER = Jitter(rotation=4, scale=0.07, shift=0.03)
 _COLOR = 0.25  # largest change of brightness, contrast, saturation
@@ -41,7 +41,8 @@ _MOVED, _MOTION = 0.3, 0.02  # share blurred by motion, and how far, of the side
 # Most crops lose what is finer than their photos are: else what is sharp would be taken for drawn,
 # and a rim in a photo, which is as soft as the face, for none.
 _SOFT, _COARSE = 0.9, (56, 120)  # share, and sides in px that they are brought down to
-_WORN = 0.07  # of the photos, which look most as if they showed real glasses; nearly all do
+_NONE, _SOME = 0.2, 0.4  # how clearly a network sees glasses where there are none, and some
+_PART = 64  # crops that are looked at together
 _SHEET = 12  # held-back faces in a preview
 
 
@@ -84,10 +85,22 @@ def bare(data: Crops, rows: Tensor, leave_out: float) -> Tensor:
     return rows[score.argsort(stable=True)[:keep]].sort().values
 
 
-def wearing(data: Crops, rows: Tensor) -> Tensor:
-    """Rows that most likely show real glasses; one at least."""
-    score = glasses_score(data)[rows]
-    return rows[score.argsort(descending=True, stable=True)[: max(1, round(_WORN * len(rows)))]]
+def told_apart(
+    data: Crops, rows: Tensor, teacher: OcclusionNet, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Rows that show real glasses, and those that do not, as a network sees them; one at least."""
+    base = align(five_points(data.mesh[rows]), teacher.size, template=data.template).matrix
+    mesh = map_points(data.mesh[rows], base)
+    levels = []
+    for part in torch.arange(len(rows)).split(_PART):
+        images = cut(data.read(rows[part]).to(device), base[part].to(device), teacher.size)
+        seen = teacher(images.contiguous(memory_format=torch.channels_last)).sigmoid()
+        levels.append(clearest(seen, mesh[part].to(device)).cpu())
+    level = torch.cat(levels)
+    order = level.argsort(stable=True)
+    plain = max(1, int((level < _NONE).sum()))
+    worn = max(1, int((level > _SOME).sum()))
+    return rows[order[-worn:]].sort().values, rows[order[:plain]].sort().values
 
 
 def load_teacher(config: OcclusionRunConfig, device: torch.device) -> OcclusionNet | None:
@@ -126,8 +139,11 @@ def build(config: OcclusionRunConfig, data: Crops, device: torch.device) -> Task
     net = net.to(memory_format=torch.channels_last)
     rows, held = data.split()
     teacher = load_teacher(config, device)
-    worn = rows if teacher is None else wearing(data, rows)
-    rows = bare(data, rows, config.leave_out)
+    if teacher is None:
+        worn, rows = rows, bare(data, rows, config.leave_out)
+    else:
+        with torch.no_grad():
+            worn, rows = told_apart(data, rows, teacher, device)
     store = Store(data, device)
     order = mirror_order(data.mesh)
     base = {

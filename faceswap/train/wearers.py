@@ -59,21 +59,32 @@ def real_glasses(
     is not clear either, or the head is turned away, nothing is known; what lies elsewhere before
     the face is taken as it is seen.
     """
+    about, frontal = _about(mesh, probability.shape[-1])
+    level = clearest(probability, mesh).view(-1, 1, 1, 1)
+    share = probability / level.clamp_min(_LEAST)
+    usable = (level > _LEAST) & frontal.view(-1, 1, 1, 1)
+    sides = (probability > 0.5, probability < 0.1)
+    covered = torch.where(about, share > _RIM, sides[0])
+    known = torch.where(about, ((share > _RIM) | (share < _SKIN)) & usable, sides[0] | sides[1])
+    return covered.float(), known.float()
+
+
+def clearest(
+    probability: Tensor,  # (N, 1, S, S) in [0, 1]
+    mesh: Tensor,  # (N, 478, 3) float32, px
+) -> Tensor:
+    """What the clearest pixels about the eyes come up to, ``(N,)`` in [0, 1]: are there glasses?"""
     size = probability.shape[-1]
+    seen = probability * near_face(mesh, size) * _about(mesh, size)[0]
+    return seen.flatten(1).topk(max(1, round(_CLEAR * size * size))).values[:, -1]
+
+
+def _about(mesh: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Where glasses are, ``(N, 1, S, S) bool``, and who is not turned away, ``(N,) bool``."""
     head = Head.of(mesh)
     across, down = head.plane(size, mesh.new_full((len(mesh),), -_BEFORE))
-    about = (across.abs() < _ACROSS) & (down > -_UP) & (down < _BELOW)
-    near = near_face(mesh, size)
-    clearest = (probability * near * about[:, None]).flatten(1)
-    level = clearest.topk(max(1, round(_CLEAR * size * size))).values[:, -1:, None, None]
-    share = probability / level.clamp_min(_LEAST)
-    usable = (level > _LEAST) & (head.frontal > _TURNED).view(-1, 1, 1, 1)
-    sides = (probability > 0.5, probability < 0.1)
-    covered = torch.where(about[:, None], share > _RIM, sides[0])
-    known = torch.where(
-        about[:, None], ((share > _RIM) | (share < _SKIN)) & usable, sides[0] | sides[1]
-    )
-    return covered.float(), known.float()
+    inside = (across.abs() < _ACROSS) & (down > -_UP) & (down < _BELOW)
+    return inside[:, None], head.frontal > _TURNED
 
 
 def _bar(data: Crops, rows: Tensor) -> Tensor:
