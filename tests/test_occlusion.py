@@ -27,7 +27,7 @@ from faceswap.ops.geometry import align
 from faceswap.ops.guide import make_guide
 from faceswap.ops.shape import ShapeModel
 from faceswap.ops.smooth import guided_filter
-from faceswap.ops.topology import FACE, five_points
+from faceswap.ops.topology import BROW_LEFT, BROW_RIGHT, FACE, five_points
 from faceswap.photo import swap_image
 from faceswap.swap import Swapper
 from faceswap.train.config import Occluders, load_train_config
@@ -270,6 +270,18 @@ def test_a_coarse_mask_follows_the_edges_of_the_picture():
     torch.testing.assert_close(flat, box(box(coarse)), atol=1e-4, rtol=0)
 
 
+def test_a_rim_stays_without_the_skin_and_the_brow_beside_it():
+    picture = torch.full((1, 3, 480, 480), 0.6)
+    picture[..., 239:242, :] = 0.4  # wire, 3 px
+    picture[..., 195:218, :] = 0.2  # a brow
+    seen = torch.zeros(1, 1, 160, 160)
+    seen[..., 79:81, :] = 1.0  # 6 px of the picture
+    mask = OcclusionMask(_Stripe()).fit(seen, picture, torch.zeros(1, 106, 2))[0, 0, :, 240]
+    assert float(mask[239:242].min()) > 0.9
+    assert float(mask[:238].max()) < 0.1
+    assert float(mask[243:].max()) < 0.1
+
+
 def test_what_is_asked_for_is_loaded(tmp_path, monkeypatch):
     pack, cpu = weights.pack("lite"), torch.device("cpu")
     ghost = weights.pack("ghost-2")
@@ -414,6 +426,29 @@ def test_rims_that_a_network_is_unsure_of_are_marked_by_what_is_clearest_there()
     bare_skin = (seen < 0.05) & ~ring
     assert not bool(covered[bare_skin].any())
     assert bool(known[bare_skin].all())
+
+
+def test_brows_are_no_rims_unless_they_are_clear():
+    size = 128
+    _, mesh = faces(1, size)
+    seen = rims(mesh, size, 0.5)
+    y, x = (int(v) for v in mesh[0, [33, 263], :2].mean(0).round().flip(0))
+    box = [(x - 12, y - 8), (x - 2, y - 8), (x - 2, y - 2), (x - 12, y - 2)]
+    outline = torch.tensor(box, dtype=torch.float32)[[0, 0, 0, 1, 1, 2, 2, 2, 3, 3]]
+    mesh[0, list(BROW_LEFT), :2] = outline
+    mesh[0, list(BROW_RIGHT), :2] = outline
+    brow = np.s_[..., y - 6 : y - 3, x - 10 : x - 3]
+    ring = seen > 0.4
+    assert bool(ring[brow].any())
+    covered, known = real_glasses(seen, mesh)
+    assert not bool(covered[brow].any())
+    assert not bool(known[brow][ring[brow]].any())
+    far = ring.clone()
+    far[..., y - 14 : y + 4, x - 18 : x + 4] = False
+    assert bool(covered[far].all())
+    covered, known = real_glasses(rims(mesh, size, 0.9), mesh)
+    assert torch.equal(covered[brow], ring[brow].float())
+    assert bool(known[brow].all())
 
 
 def test_nothing_is_known_of_glasses_that_are_nowhere_clear_or_seen_from_the_side():

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from faceswap.occlude import near_face
 from faceswap.ops.color import luma
+from faceswap.ops.constant import constant
+from faceswap.ops.draw import outline_distance
 from faceswap.ops.geometry import align
-from faceswap.ops.topology import five_points
+from faceswap.ops.topology import BROW_LEFT, BROW_RIGHT, five_points
 from faceswap.train.data import Crops, cut, map_points
 from faceswap.train.occluders import Head
 
@@ -34,6 +36,8 @@ _TURNED = 0.85  # of a head's width, from which on it looks into the camera
 _LEAST = 0.3  # probability that something of a face's glasses must reach
 _RIM, _SKIN = 0.35, 0.12  # against the clearest there: from which on, and up to which, it is known
 _CLEAR = 0.005  # share of the picture that is the clearest
+_CLEARLY, _HARDLY = 0.6, 0.1  # the same by themselves
+_BROW = 0.012  # of the side, how far brows reach beyond their outline
 
 
 def glasses_score(data: Crops) -> Tensor:
@@ -63,10 +67,18 @@ def real_glasses(
     level = clearest(probability, mesh).view(-1, 1, 1, 1)
     share = probability / level.clamp_min(_LEAST)
     usable = (level > _LEAST) & frontal.view(-1, 1, 1, 1)
-    sides = (probability > 0.5, probability < 0.1)
-    covered = torch.where(about, share > _RIM, sides[0])
-    known = torch.where(about, ((share > _RIM) | (share < _SKIN)) & usable, sides[0] | sides[1])
-    return covered.float(), known.float()
+    # Elsewhere, and on brows, which are not unlike a rim, only what is clear by itself counts.
+    plain = ~about | _brows(mesh, probability.shape[-1])
+    covered = torch.where(plain, probability > _CLEARLY, share > _RIM)
+    known = covered | torch.where(plain, probability < _HARDLY, share < _SKIN)
+    return covered.float(), (known & (usable | ~about)).float()
+
+
+def _brows(mesh: Tensor, size: int) -> Tensor:
+    """Where brows are, ``(N, 1, S, S) bool``."""
+    both = [mesh[:, constant(rows, mesh.device), :2] for rows in (BROW_LEFT, BROW_RIGHT)]
+    one, other = outline_distance(torch.cat(both), size // 2, size).chunk(2)
+    return torch.maximum(one, other) > -_BROW * size
 
 
 def clearest(
