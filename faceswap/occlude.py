@@ -29,11 +29,11 @@ from faceswap.ops.smooth import average, gaussian, guided_filter, mean, resized
 from faceswap.ops.topology import FACE, MESH_POINTS
 
 _SELDOM = 0.35  # of the frames
-_FROM, _TO = 0.35, 0.7  # probabilities at which a pixel begins to stay, and stays altogether
+_FROM, _TO = 0.45, 0.8  # probabilities at which a pixel begins to stay, and stays altogether
 # Radius, px of the network's crop, within which its mask is fitted to the edges of larger pictures.
 _REACH = 2
 _BESIDE = 0.02  # of the side, how far beside a line skin may be that it is compared with
-_SAME, _OTHER = 0.02, 0.08  # difference of a colour up to which it is that skin, and is the line
+_SAME, _OTHER = 0.01, 0.04  # difference of brightness up to which it is that skin, and is the line
 _FLAT = 1e-3  # variance of the brightness below which there is no edge to follow
 _CELLS, _AROUND = 32, 0.05  # of the face's outline, and how far around it still counts, of the side
 # Of the side: half the width of what is thin enough to be filled in, and how far edges blur.
@@ -89,22 +89,23 @@ class OcclusionMask:
             covered = resized(covered, size)
         else:
             # A rim would fade, and what is dark beside it, such as a brow, would be taken for it.
-            broad = _grown(1 - _grown(1 - covered, _REACH), _REACH)
-            fine = guided_filter(luma(target), broad, radius=_REACH, flat=_FLAT).clamp(0, 1)
-            covered = fine.maximum(_lines(covered - broad, covered, target))
+            grey, broad = luma(target), _grown(1 - _grown(1 - covered, _REACH), _REACH)
+            fine = guided_filter(grey, broad, radius=_REACH, flat=_FLAT).clamp(0, 1)
+            covered = fine.maximum(_lines(covered - broad, covered, grey))
         return covered * near_face(mesh, size) if mesh.shape[1] == MESH_POINTS else covered
 
 
 def _lines(
     thin: Tensor,  # (N, 1, s, s) in [0, 1], lines about a pixel broader than they are
     covered: Tensor,  # (N, 1, s, s) in [0, 1], all that is covered
-    target: Tensor,  # (N, 3, S, S) float in [0, 1]
+    grey: Tensor,  # (N, 1, S, S) float in [0, 1], the target's brightness
 ) -> Tensor:
     """The same at the target's side, ``(N, 1, S, S)``, without the skin beside them."""
-    side, size = thin.shape[-1], target.shape[-1]
-    open_ = 1 - _grown(covered, 1)
-    skin = average(resized(target, side), open_, sigma=_BESIDE, trust=1e-3)
-    apart = (target - resized(skin, size)).abs().amax(1, keepdim=True)
+    side, size = thin.shape[-1], grey.shape[-1]
+    if thin.device.type == "cpu" and not bool(thin.any()):  # most faces; a GPU need not know
+        return thin.new_zeros(grey.shape)
+    skin = average(resized(grey, side), 1 - _grown(covered, 1), sigma=_BESIDE, trust=1e-3)
+    apart = (grey - resized(skin, size)).abs()
     return resized(thin, size) * ((apart - _SAME) / (_OTHER - _SAME)).clamp(0, 1)
 
 
