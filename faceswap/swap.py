@@ -54,6 +54,7 @@ from faceswap.ops.guide import make_guide
 from faceswap.ops.mask import Response, adaptive_mask, ghost_mask
 from faceswap.ops.shape import ShapeModel
 from faceswap.ops.skin import Skin, find_skin
+from faceswap.ops.sockets import keep_sockets
 from faceswap.ops.topology import MESH_POINTS, covering, five_points
 from faceswap.restore import FaceRestorer, load_restorer
 from faceswap.types import Faces, Identities, SwapResult
@@ -432,7 +433,8 @@ class Swapper:
                 source_skin=skin.rows(look),
                 covered=covered,
             )
-            return self._safely(lambda: net(target, identity, guide)), shape, mesh
+            swapped = self._safely(lambda: net(target, identity, guide))
+            return keep_sockets(swapped, guide), shape, mesh
         crops = self._unguided(target, people, source)
         return crops, self._landmarks_of(crops), mesh
 

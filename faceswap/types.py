@@ -135,7 +135,7 @@ class Guide:
     trust: Tensor  # (N, 1, S, S) in [0, 1], how well the source shows this part
     points: Tensor  # (N, 2, S, S) in [0, 1], landmarks and irises drawn as dots
     eyes: Tensor  # (N, 1, S, S) in [0, 1], where ``image`` shows the target's eyes, to be kept
-    sockets: Sockets | None = None  # for the generator not to darken them; None: it may
+    sockets: Sockets | None = None  # not to be darkened by a generator; None: it may
 
     @classmethod
     def of(cls, maps: Iterable[Tensor]) -> Guide:

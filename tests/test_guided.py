@@ -11,7 +11,7 @@ from faceswap.models import load_model, save_model
 from faceswap.models.guided import GuidedAEINet
 from faceswap.models.identity import IdentityNet
 from faceswap.models.mesh import MeshNet
-from faceswap.types import Guide, Sockets
+from faceswap.types import Guide
 
 TINY = {"widths": (8, 8, 12, 16, 16), "embedding_size": 16, "size": 64}
 
@@ -40,28 +40,6 @@ def test_eyes_are_shown_as_the_guide_has_them(side: int) -> None:
     torch.testing.assert_close(after[shown], plain.image[shown])
     assert (before[shown] - plain.image[shown]).abs().mean() > 0.01
     rest = (eyes == 0).expand_as(after)
-    assert torch.equal(after[rest], before[rest])
-
-
-def test_the_network_does_not_darken_what_the_guide_has_lifted() -> None:
-    net = GuidedAEINet(**TINY).eval()
-    plain = guide(2, 64)
-    dark = torch.full_like(plain.image, 0.2)
-    plain = replace(plain, image=dark, base=dark)
-    ring = torch.zeros(2, 1, 32, 32)
-    ring[..., 12:18, 10:16] = 1.0
-    light = torch.full((2, 3, 32, 32), 0.5)
-    told = replace(plain, sockets=Sockets(ring, torch.full_like(ring, 0.6), light))
-    target, identity = torch.rand(2, 3, 64, 64), torch.randn(2, 16)
-    with torch.no_grad():
-        before, after = (net(target, identity, each) for each in (plain, told))
-    around = torch.nn.functional.max_pool2d(
-        torch.nn.functional.interpolate(ring, size=(64, 64)), 3, 1, 1
-    )
-    inside = (..., slice(26, 34), slice(22, 30))
-    assert before[inside].mean() < 0.28
-    assert after[inside].mean() == pytest.approx(0.3, abs=0.02)
-    rest = (around == 0).expand_as(after)
     assert torch.equal(after[rest], before[rest])
 
 

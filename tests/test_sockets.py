@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from faceswap.ops.sockets import lift_sockets, sockets_of
+from faceswap.ops.sockets import keep_sockets, lift_sockets, sockets_of
 from faceswap.ops.topology import BROW_LEFT, BROW_RIGHT, EYE_LEFT, EYE_RIGHT
+from faceswap.types import GUIDE_CHANNELS, Guide
 
 SIDE = 128
 EYES = ((44.0, 56.0), (84.0, 56.0))
@@ -63,3 +65,19 @@ def test_deep_shadow_becomes_nearly_the_targets(own: float, theirs: float, left:
 def test_what_is_as_bright_as_the_target_stays(own: float, theirs: float) -> None:
     image, out = lifted(own, theirs)
     assert torch.allclose(out, image, atol=2e-3)
+
+
+def test_a_generator_does_not_darken_what_the_guide_has_lifted() -> None:
+    light = torch.tensor([0.8, 0.6, 0.5]).view(1, 3, 1, 1)
+    sockets = sockets_of(
+        mesh(), light.expand(1, 3, 64, 64), mesh(), light.expand(1, 3, 64, 64), SIDE
+    )
+    swapped, region = face(0.4, (0.8, 0.6, 0.5)), torch.ones(1, 1, SIDE, SIDE)
+    region[..., 64:] = 0.0
+    maps = {name: torch.zeros(1, n, SIDE, SIDE) for name, n in GUIDE_CHANNELS.items()}
+    guide = Guide.of({**maps, "region": region}.values())
+    assert torch.equal(keep_sockets(swapped, guide), swapped)
+    out = keep_sockets(swapped, replace(guide, sockets=sockets))
+    assert float((out / light)[UNDER].mean()) == pytest.approx(0.88, abs=0.03)
+    assert torch.equal(out[..., 64:], swapped[..., 64:])
+    assert torch.allclose(out[CHEEK], swapped[CHEEK], atol=1e-3)

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from faceswap.models.aad import AADResBlock
 from faceswap.models.attributes import initialise
-from faceswap.ops.sockets import lift_sockets
 from faceswap.types import GUIDE_CHANNELS, Guide
 
 MESH_POINTS = 478
@@ -182,8 +181,6 @@ class GuidedAEINet(nn.Module):
         # The target's eyes are what they should be already; a network would only blur them.
         gate, residual = gate + guide.eyes * (1 - gate), residual * (1 - guide.eyes)
         face = guide.base + gate * (guide.image - guide.base) + residual
-        if guide.sockets is not None:
-            face = lift_sockets(face, guide.sockets)
         return (target + guide.region * (face - target)).clamp(0, 1)
 
 

@@ -14,7 +14,7 @@ from faceswap.ops.constant import constant
 from faceswap.ops.draw import outline_distance
 from faceswap.ops.smooth import average, resized
 from faceswap.ops.topology import BROW_LEFT, BROW_RIGHT, EYE_LEFT, EYE_RIGHT
-from faceswap.types import Sockets
+from faceswap.types import Guide, Sockets
 
 _SLACK = 0.12  # of its light, how much darker than the target's a socket may be
 _MOST = 0.3  # of its light, how much brighter it may get
@@ -54,6 +54,17 @@ def lift_sockets(image: Tensor, sockets: Sockets) -> Tensor:
     left = _left(resized(image, side), sockets.ring, sockets.light, _LOCAL)
     lack = (sockets.floor - left).clamp(0, _MOST)
     return image + resized(sockets.ring * lack * sockets.light, size)
+
+
+def keep_sockets(swapped: Tensor, guide: Guide) -> Tensor:
+    """What a generator made of a guide, ``(N, 3, S, S)``, with sockets as light as the guide's.
+
+    Generators darken what the guide has lifted: to recognisers sockets are a part of the person.
+    """
+    if guide.sockets is None:
+        return swapped
+    lifted = lift_sockets(swapped, guide.sockets)
+    return (swapped + guide.region * (lifted - swapped)).clamp(0, 1)
 
 
 def _left(images: Tensor, ring: Tensor, light: Tensor, sigma: float) -> Tensor:

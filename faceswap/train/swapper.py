@@ -24,6 +24,7 @@ from faceswap.ops.constant import constant
 from faceswap.ops.geometry import align, compose
 from faceswap.ops.guide import make_guide
 from faceswap.ops.shape import ShapeModel, fit_shape_model
+from faceswap.ops.sockets import keep_sockets
 from faceswap.ops.topology import five_points
 from faceswap.train.config import SwapperConfig
 from faceswap.train.data import Crops, cut, map_points, recolor
@@ -364,6 +365,7 @@ def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
         net.train()
         with autocast(config.precision, device):
             swapped = net(batch.target, batch.embedding, batch.guide).float()
+        swapped = keep_sockets(swapped, batch.guide)
         terms = judges.terms(batch, swapped, pairs.same(config.batch_size))
         opposed = config.losses.adversarial and index >= config.losses.adversarial_from
         if opposed:
@@ -391,7 +393,7 @@ def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
         views = [moved(store.still(each, base[each]), device) for each in rows]
         source, target = (store.show(view, net.size) for view in views)
         guide, _ = make_guide(model, source, meshes[0], target, meshes[1])
-        swapped = average(target, embeddings[rows[0]].to(device), guide)
+        swapped = keep_sockets(average(target, embeddings[rows[0]].to(device), guide), guide)
         warp = guide.region * guide.image + (1 - guide.region) * target
         save_sheet(path, [source, target, warp, swapped], synthetic=True)
 
