@@ -510,6 +510,15 @@ def test_a_network_marks_real_glasses_for_the_next(tmp_path, monkeypatch):
     sets += ["precision=fp32", "model.widths=[4, 8, 8]", "wearers=0.25"]
     run_training(load_train_config(CONFIG, [*sets, f"teacher={path}"]), tmp_path / "run")
     assert asked == [2, 2, 2]
+    told_to: list[int] = []
+    monkeypatch.setattr(
+        "faceswap.train.occlusion.told_apart",
+        lambda data, rows, *rest: told_to.append(len(rows)) or (rows[:1], rows),
+    )
+    alone = [*sets, "wearers=0", f"teacher={path}"]  # tells who wears some, and marks nothing
+    run_training(load_train_config(CONFIG, alone), tmp_path / "told")
+    assert len(told_to) == 1
+    assert asked == [2, 2, 2]
     with pytest.raises(ConfigError, match="set teacher=FILE"):
         run_training(load_train_config(CONFIG, sets), tmp_path / "other")
     args = {"widths": (8, 8), "depths": (1, 1)}

@@ -454,11 +454,11 @@ class OcclusionRunConfig(RunConfig):
     """Sides of the crops, one drawn for each step; batches are smaller by area at larger ones."""
     leave_out: Unit = 0.3
     """Share of the photos that most look as if they showed real glasses: nobody has marked them, so
-    they would teach that only drawn ones count. A ``teacher`` tells better."""
+    they would teach that only drawn ones count. Where there is a ``teacher``, it tells instead."""
     wearers: Unit = 0.0
     """Share of the faces of a batch that show real glasses, marked by ``teacher``."""
     teacher: str = ""
-    """An occlusion network, our name or a file; for ``wearers``."""
+    """An occlusion network that tells who wears real glasses; our name or a file, "" for none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of autocast; losses stay fp32."""
 

@@ -251,8 +251,12 @@ def _wear_glasses(
     return images, torch.maximum(marked * worn, solid + covered).clamp(max=1)
 
 
-def line(half: Tensor, distance: Tensor, grain: Tensor) -> Tensor:
-    """A line as it is drawn, and as it is marked, ``(N, 2, S, S)``; lengths in units.
+def line(
+    half: Tensor,  # (N, 1, 1) or (N, S, S), half its width, in `Head`'s units
+    distance: Tensor,  # (N, S, S) of all pixels from its middle, the same
+    grain: Tensor,  # (N, 1, 1) px a unit
+) -> Tensor:
+    """A line as it is drawn, and as it is marked, ``(N, 2, S, S)`` in [0, 1].
 
     What is thinner than a pixel is marked a pixel broad: by its share of the pixels it would be
     taken for unsure, and lost.

@@ -104,18 +104,18 @@ def told_apart(
 
 
 def load_teacher(config: OcclusionRunConfig, device: torch.device) -> OcclusionNet | None:
-    """The network that marks real glasses; None where none are to be seen.
+    """The network that tells who wears real glasses, and marks them; None where none is named.
 
     Raises:
-        ConfigError: there are to be some, and no network is named or it is another kind.
+        ConfigError: there are to be wearers and no network is named, or it is another kind.
         MissingWeightError, WeightError: see `load_model`.
     """
-    if not config.wearers:
-        return None
     if not config.teacher:
-        raise ConfigError(
-            "wearers: set teacher=FILE, an occlusion network that marks their glasses"
-        )
+        if config.wearers:
+            raise ConfigError(
+                "wearers: set teacher=FILE, an occlusion network that marks their glasses"
+            )
+        return None
     net = load_model(config.teacher, device=device)
     if not isinstance(net, OcclusionNet):
         raise ConfigError(f"teacher {config.teacher}: a {type(net).__name__}, not an OcclusionNet")
