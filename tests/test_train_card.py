@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,11 @@ TASKS: dict[str, dict[str, Any]] = {
     "mesh": {"model": {"widths": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "rank": 8, "size": 64}},
     "swapper": {
         "model": {"widths": [8, 8, 16, 16, 16], "embedding_size": 16, "size": 64, "shape_rank": 8},
-        "teachers": {"identity": ["ENCODER", "ENCODER"]},
-        "losses": {"adversarial": 0.1, "points": 1.0, "eyes": 1.0, "r1": 0.1, "identity_rise": 3},
+        "teachers": {"identity": ["ENCODER", "ENCODER"], "occlusion": "lite-occlusion"},
+        "losses": {
+            **{"adversarial": 0.1, "points": 1.0, "eyes": 1.0, "r1": 0.1, "identity_rise": 3},
+            **{"outline": 1.0, "other_photo": 0.5},
+        },
         "degrade": 0.5,
         "critic": "multiscale",
         "critic_width": 0.125,
@@ -73,9 +77,10 @@ TASKS: dict[str, dict[str, Any]] = {
     },
     "distill": {**GAN, "encoders": ["ENCODER"], "teacher": "TEACHER"},
 }
-# Each turn of the players asks once whether its loss is finite. The JPEG encoder is on the CPU:
-# rows, pictures to it and back.
-WAITS = {"swapper": 2, "aei": 2, "restorer": 5}
+# Each turn of the players asks once whether its loss is finite, and thin things before a source's
+# face are filled in where there are any. The JPEG encoder is on the CPU: rows, pictures to it and
+# back.
+WAITS = {"swapper": 3, "aei": 2, "restorer": 5}
 # Learning rates and the like; JPEG's pictures: 4 of 64 px twice, and where each window is.
 WORK = {"restorer": 2 * 4 * 3 * 64 * 64 + 2000}
 
@@ -104,14 +109,17 @@ def make_home(folder: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_landmarks(monkeypatch):
-    """For the eye loss, and that of points."""
+    """For the eye loss, and that of points; and small eyes for what lies before faces."""
     from faceswap.models import build
 
     torch.manual_seed(0)
     args = {"widths": (8, 8, 8, 8), "depths": (1, 1, 1, 1), "rank": 8, "size": 64}
     net = build("mesh", **args).eval().state_dict()
+    before = build("occlusion", widths=(8, 8, 8), size=32).eval()
 
-    def load(_name: object, device: torch.device) -> torch.nn.Module:
+    def load(name: object, device: torch.device) -> torch.nn.Module:
+        if name == "lite-occlusion":
+            return deepcopy(before).to(device)
         mine = build("mesh", **args).eval()
         mine.load_state_dict(net)
         return mine.to(device)

@@ -70,7 +70,8 @@ class LiteConfig(RunConfig):
     model: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the network's constructor."""
     teachers: dict[str, str | list[str]] = Field(default_factory=dict)
-    """Networks that losses look through, by role: our names or TorchScript files."""
+    """Networks that losses look through, by role: our names or TorchScript files. Task swapper
+    has another role, occlusion: what lies before the targets' faces stays, as it does in swaps."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of autocast; bf16 was 1.5 to 1.9 times as fast on a CPU with AMX."""
 
@@ -113,6 +114,12 @@ class SwapperLosses(Settings):
     """Cosine to the target that costs nothing."""
     tone: Weight = 4.0
     """Broad colours of the guide, of strangers."""
+    other_photo: Unit = 0.0
+    """Share that another photo of the source, if there is one, has in who identity is held to."""
+    outline: Weight = 0.0
+    """Edges near the face's outline that are not the guide's, of strangers."""
+    outline_inside: Unit = 0.0
+    """How much such edges farther inside count, against those."""
     points: Weight = 0.0
     """Points the landmarks see in the swapped face and those it should have."""
     eyes: Weight = 0.0

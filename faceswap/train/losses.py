@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from faceswap.ops.color import luma
 from faceswap.ops.constant import constant
 from faceswap.ops.topology import FEATURES, SURFACE
 
@@ -44,6 +45,38 @@ def _dx(x: Tensor) -> Tensor:
 
 def _dy(x: Tensor) -> Tensor:
     return x[..., 1:, :] - x[..., :-1, :]
+
+
+def outline_loss(
+    swapped: Tensor,  # (N, 3, S, S) in [0, 1]
+    known: Sequence[Tensor],  # each (N, 3, S, S) in [0, 1], pictures whose edges it may have
+    region: Tensor,  # (N, 1, S, S) in [0, 1]
+    *,
+    reach: float = 0.14,  # fraction of the side, how far inside the region's edge it looks
+    inside: float = 0.0,  # least weight farther inside, such as beside the nose
+) -> Tensor:
+    """Edges near the region's edge that no known picture has, such as a contour down a cheek.
+
+    With g the lengths of the gradients of brightness, averaged over 3 pixels, G the largest of the
+    known pictures' within a pixel, and w where the region is whole, as far as it is missing within
+    ``reach``, at least ``inside``: sum(w relu(g - G)) / sum(w).
+    """
+    side = 2 * round(reach * region.shape[-1]) + 1
+    whole = (region * 5 - 4).clamp(min=0)
+    missing = 1 - F.avg_pool2d(region, side, 1, side // 2)
+    near = whole * (2 * missing).clamp(inside, 1)
+    allowed = torch.stack([_steepness(each) for each in known]).amax(0)
+    excess = F.relu(_steepness(swapped) - F.max_pool2d(allowed, 3, 1, 1))
+    return (near * excess).sum() / (near.sum() + 1e-6)
+
+
+def _steepness(images: Tensor) -> Tensor:
+    """Length of the gradient of brightness, over 3 pixels, ``(N, 1, S, S)`` a pixel."""
+    grey = F.pad(luma(images), (2, 2, 2, 2), mode="replicate")
+    grey = F.avg_pool2d(grey, 3, 1)
+    across = grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]
+    down = grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]
+    return 0.5 * (across.square() + down.square() + 1e-8).sqrt()
 
 
 def identity_loss(

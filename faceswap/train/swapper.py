@@ -8,11 +8,13 @@ recogniser, light from the target's low frequencies, realism from a small discri
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faceswap.errors import ConfigError
@@ -20,6 +22,8 @@ from faceswap.models import build as build_network
 from faceswap.models import load_model, save_model
 from faceswap.models import mesh as layout
 from faceswap.models.guided import GuidedAEINet
+from faceswap.models.occlusion import OcclusionNet
+from faceswap.occlude import OcclusionMask, without_rims
 from faceswap.ops.constant import constant
 from faceswap.ops.geometry import align, compose
 from faceswap.ops.guide import make_guide
@@ -40,6 +44,7 @@ from faceswap.train.losses import (
     identity_loss,
     leak_loss,
     masked_l1,
+    outline_loss,
     points_loss,
     tone_loss,
 )
@@ -68,6 +73,7 @@ class _Draw:
     target: View
     target_mesh: Tensor  # (n, 478, 3) float32, view px
     embedding: Tensor  # (n, D) of the sources
+    other: tuple[View, Tensor] | None  # of the strangers' sources, other photos and their meshes
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,8 @@ class _Batch:
     source: Tensor  # (n, 3, S, S) float in [0, 1]
     source_mesh: Tensor  # (n, 478, 3) float32
     view: View  # of the targets
+    covered: Tensor | None  # (n, 1, S, S) in [0, 1], what lies before the targets' faces
+    other: tuple[Tensor, Tensor] | None  # other photos of the strangers' sources, their meshes
 
 
 class Pairs:
@@ -93,6 +101,7 @@ class Pairs:
         for row in rows.tolist():
             by_person.setdefault(int(data.identity[row]), []).append(row)
         self.several = [v for v in by_person.values() if len(v) > 1]
+        self.photos = {row: photos for photos in self.several for row in photos}
         if not self.several and same_person:
             raise ConfigError(
                 "the prepared data has one photo of each person; reconstruction on same-person "
@@ -122,6 +131,15 @@ class Pairs:
         both = torch.cat([pairs, others])
         return both[:, 0], both[:, 1]
 
+    def others(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Other photos of the same people, ``(n,) int64``; the same one where it is the only."""
+        chance = torch.rand(len(rows), generator=generator).tolist()
+        found = []
+        for row, at in zip(rows.tolist(), chance, strict=True):
+            others = [each for each in self.photos.get(row, ()) if each != row] or [row]
+            found.append(others[int(at * len(others))])
+        return torch.tensor(found, dtype=torch.int64)
+
 
 def _to_recogniser(images: Tensor, shape: Tensor, size: int) -> Tensor:
     """Crops as a recogniser expects them, cut out of swapped crops by their own mesh."""
@@ -130,17 +148,22 @@ def _to_recogniser(images: Tensor, shape: Tensor, size: int) -> Tensor:
 
 
 def _look(
-    judge: Recogniser, precision: str, device: torch.device, batch: _Batch, swapped: Tensor, at: int
+    judge: Recogniser, config: SwapperConfig, batch: _Batch, swapped: Tensor, at: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Embeddings ``(n - at, D)`` of swapped faces, their sources and targets, from row ``at``."""
+    precision, device, share = config.precision, swapped.device, config.losses.other_photo
     known = torch.cat(
         [
             _to_recogniser(batch.source[at:], batch.source_mesh[at:], judge.size),
             _to_recogniser(batch.target[at:], batch.mesh[at:], judge.size),
         ]
     )
+    if batch.other is not None:
+        known = torch.cat([known, _to_recogniser(*batch.other, judge.size)])
     with torch.no_grad(), autocast(precision, device):
-        source, target = judge.model(known).float().chunk(2)
+        source, target, *other = judge.model(known).float().split(len(swapped) - at)
+    if other:
+        source = torch.lerp(F.normalize(source), F.normalize(other[0]), share)
     seen = _to_recogniser(swapped[at:], batch.shape[at:], judge.size)
     with autocast(precision, device):
         return judge.model(seen).float(), source, target
@@ -206,8 +229,11 @@ class _Judges:
         people = [load_recogniser(name, device) for name in _names(config)]
         return cls(config, device, store, people, landmarks)
 
-    def terms(self, batch: _Batch, swapped: Tensor, same: int) -> dict[str, Tensor]:
-        """Loss terms of a batch whose first ``same`` pairs are of one person."""
+    def terms(self, batch: _Batch, face: Tensor, swapped: Tensor, same: int) -> dict[str, Tensor]:
+        """Loss terms of a batch whose first ``same`` pairs are of one person.
+
+        ``face`` is what the network made, ``swapped`` the same behind what lies before it.
+        """
         on, region = self.config.losses, batch.guide.region
         terms: dict[str, Tensor] = {}
         if same:
@@ -217,6 +243,11 @@ class _Judges:
         if same < len(swapped):
             lit = _lit(batch.guide)[same:]
             terms["tone"] = tone_loss(swapped[same:], lit, region[same:], cells=16)
+            if on.outline:
+                known = batch.guide.image[same:], batch.guide.base[same:]
+                terms["outline"] = outline_loss(
+                    face[same:], known, region[same:], inside=on.outline_inside
+                )
             if on.identity:
                 # Of strangers only: same-person pairs have pixels to follow.
                 terms |= self._identity(batch, swapped, same)
@@ -225,8 +256,8 @@ class _Judges:
         return terms
 
     def _identity(self, batch: _Batch, swapped: Tensor, at: int) -> dict[str, Tensor]:
-        precision, allowed = self.config.precision, self.config.losses.leak_allowed
-        seen = [_look(each, precision, self.device, batch, swapped, at) for each in self.people]
+        allowed = self.config.losses.leak_allowed
+        seen = [_look(each, self.config, batch, swapped, at) for each in self.people]
         leaks = [leak_loss(found, unwanted, allowed=allowed) for found, _, unwanted in seen]
         return {
             "identity": torch.stack([identity_loss(a, b) for a, b, _ in seen]).mean(),
@@ -301,6 +332,32 @@ class _Critic:
         return terms
 
 
+def _find_covered(
+    config: SwapperConfig, device: torch.device
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """What finds things before faces ``(n, 3, S, S)`` by their meshes, if the teachers name it."""
+    name = config.teachers.get("occlusion")
+    if name is None:
+        return None
+    network = load_model(str(name), device=device)
+    if not isinstance(network, OcclusionNet):
+        raise ConfigError(
+            f"teachers.occlusion: {name} is a {type(network).__name__}; name an occlusion network, "
+            "such as lite-occlusion, or leave it out"
+        )
+    mask = OcclusionMask(network)
+
+    def run(call: Callable[[], Tensor]) -> Tensor:
+        with autocast(config.precision, device):
+            return call()
+
+    @torch.no_grad()
+    def find(images: Tensor, mesh: Tensor) -> Tensor:
+        return mask(images, mesh, run)
+
+    return find
+
+
 def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
     """The swapper task on a prepared folder with embeddings."""
     if data.embedding is None:
@@ -312,6 +369,7 @@ def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
     critic = _make_critic(config).to(device).to(memory_format=torch.channels_last)
     store = Store(data, device)
     judges, opponent = _Judges.of(config, device, store), _Critic(critic, config, device)
+    occlusion = _find_covered(config, device)
     rows, held = data.split()
     pairs = Pairs(data, rows, config.same_person)
     model = _fit_shape(net, data, rows, config)
@@ -339,7 +397,15 @@ def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
         if config.degrade:
             shape = (config.batch_size, 3, net.size, net.size)
             coarse = draw_coarse(shape, config.degrade, generator)
-        return _Draw(*sides[0], color, coarse, *sides[1], embeddings[source])
+        other = None
+        strangers = source[pairs.same(config.batch_size) :]
+        if config.losses.other_photo and len(strangers):
+            found = pairs.others(strangers, generator)
+            other = (
+                store.still(found, base[found]),
+                map_points(data.mesh[found], base[found]),
+            )
+        return _Draw(*sides[0], color, coarse, *sides[1], embeddings[source], other)
 
     feed = feed_of(draw, config, device, data.wait)
 
@@ -348,7 +414,18 @@ def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
         if drawn.coarse:
             source = degrade(source, drawn.coarse)
         target = store.show(drawn.target, net.size)
-        guide, shape = make_guide(model, source, drawn.source_mesh, target, drawn.target_mesh)
+        covered = None
+        if occlusion is not None:
+            hidden, covered = occlusion(
+                torch.cat([source, target]), torch.cat([drawn.source_mesh, drawn.target_mesh])
+            ).chunk(2)
+            source = without_rims(source, hidden)
+        guide, shape = make_guide(
+            model, source, drawn.source_mesh, target, drawn.target_mesh, covered=covered
+        )
+        other = None
+        if drawn.other is not None:
+            other = store.show(drawn.other[0], net.size), drawn.other[1]
         return _Batch(
             target,
             drawn.target_mesh,
@@ -358,15 +435,19 @@ def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
             source,
             drawn.source_mesh,
             drawn.target,
+            covered,
+            other,
         )
 
     def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         batch = batch_of(moved(feed.take(index, generator), device))
         net.train()
         with autocast(config.precision, device):
-            swapped = net(batch.target, batch.embedding, batch.guide).float()
-        swapped = keep_sockets(swapped, batch.guide)
-        terms = judges.terms(batch, swapped, pairs.same(config.batch_size))
+            face = net(batch.target, batch.embedding, batch.guide).float()
+        swapped = face = keep_sockets(face, batch.guide)
+        if batch.covered is not None:
+            swapped = torch.lerp(face, batch.target, batch.covered)
+        terms = judges.terms(batch, face, swapped, pairs.same(config.batch_size))
         opposed = config.losses.adversarial and index >= config.losses.adversarial_from
         if opposed:
             terms["adversarial"] = opponent.attack(swapped)
