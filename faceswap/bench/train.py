@@ -16,6 +16,7 @@ from torch import Tensor
 from faceswap import weights
 from faceswap.bench.machine import describe, machine, peak_memory, wait_for
 from faceswap.bench.material import photo, rule_made
+from faceswap.config import SwapConfig
 from faceswap.errors import ConfigError
 from faceswap.faces.identity import DEFAULT_SIDE
 from faceswap.models import build, save_model
@@ -107,7 +108,7 @@ def write_prepared(folder: Path) -> Path:
     Points differ by noise and embeddings are made up, so that every task finds what it needs.
     """
     folder.mkdir(parents=True)
-    swapper = Swapper.from_pack("lite")
+    swapper = Swapper.from_config(SwapConfig(device="cpu"))
     frames = photo(1)[None]
     faces = swapper.detect(frames)
     mesh = swapper.dense(frames, faces)

@@ -8,6 +8,7 @@ state dict has exactly the keys and shapes of the published GHOST files.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faceswap.models.aad import AADResBlock, Injection
@@ -66,12 +67,23 @@ class Generator(nn.Module):
         identity: Tensor,  # (N, D) raw embedding
     ) -> tuple[Tensor, Tensor | None]:
         """The face ``(N, 3, S, S)`` in [-1, 1], and logits of its mask ``(N, 1, S, S)`` if any."""
-        h: Tensor = self.up1(identity[..., None, None])
+        h = self._begin(identity)
         for i, attribute in enumerate(attributes, 1):
             h = h if i == 1 else upsample(h)
             before, h = h, getattr(self, f"AADBlk{i}")(h, attribute, identity)
         mask = self.mask(before) if hasattr(self, "mask") else None
         return torch.tanh(h), mask
+
+    def _begin(self, identity: Tensor) -> Tensor:
+        """``up1`` of the embedding as a picture of one pixel, ``(N, C, 2, 2)``.
+
+        As the matrix product that it is: on CUDA torch.compile expects another memory layout of
+        the gradient than that convolution's backward gives for a single pixel.
+        """
+        weight, bias = self.up1.weight, self.up1.bias
+        assert bias is not None
+        flat = F.linear(identity, weight.flatten(1).t(), bias.repeat_interleave(4))
+        return flat.unflatten(1, weight.shape[1:])
 
 
 class AEINet(nn.Module):
