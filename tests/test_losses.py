@@ -37,6 +37,34 @@ def test_gradient_loss_sees_edges_not_brightness():
     close(losses.gradient_loss(ramp, 3 * ramp, whole), 2.0)  # |1 - 3| across, 0 down
 
 
+def test_outline_loss_of_a_ramp_that_no_known_picture_has():
+    """Gradient a inside; a/2 and 5a/6 in the two columns at each side, where values repeat."""
+    a, side = 0.01, 16
+    ramp = (a * torch.arange(float(side))).expand(1, 3, side, side)
+    whole, flat = torch.ones(1, 1, side, side), picture(0.5, side=side)
+    loss = losses.outline_loss(ramp, [flat, flat], whole, inside=1.0)
+    assert float(loss) == pytest.approx((side - 4 + 2 * (1 / 2 + 5 / 6)) * a / side, rel=0.01)
+    close(losses.outline_loss(ramp, [flat, ramp + 0.2], whole, inside=1.0), 0.0)
+    close(losses.outline_loss(flat, [ramp], whole, inside=1.0), 0.0)
+
+
+def test_outline_loss_looks_inside_the_region_near_its_edge():
+    """An edge 3 px from it counts, one in the middle only as far as ``inside`` says."""
+
+    def loss(column: int, inside: float) -> float:
+        region = torch.zeros(1, 1, 64, 64)
+        region[..., 16:48] = 1
+        swapped = picture(0.5, side=64)
+        swapped[..., column:] = 0.7
+        flat = picture(0.5, side=64)
+        return float(losses.outline_loss(swapped, [flat], region, reach=0.125, inside=inside))
+
+    assert loss(19, 0.0) > 0.01
+    assert loss(32, 0.0) == 0.0
+    assert loss(8, 0.0) == 0.0, "outside of the region the target shows"
+    assert 0 < loss(32, 0.25) < loss(32, 0.5)
+
+
 def test_identity_loss_of_equal_orthogonal_and_opposite():
     source = torch.tensor([[2.0, 0], [1, 0], [1, 0]])
     swapped = torch.tensor([[5.0, 0], [0, 3], [-1, 0]])

@@ -59,10 +59,49 @@ def test_who_has_one_photo_can_only_be_a_stranger(tmp_path):
     assert source.shape == target.shape == (4,)
 
 
+def test_another_photo_of_the_same_person_where_there_is_one(home, tmp_path):
+    data = load_crops(home / "data")
+    rows, _ = data.split()
+    pairs = swapper.Pairs(data, rows, 0.0)
+    many = rows.repeat(20)
+    others = pairs.others(many, torch.Generator().manual_seed(2))
+    assert bool((data.identity[others] == data.identity[many]).all())
+    assert bool((others != many).all())
+    assert set(others.tolist()) == set(rows.tolist()), "every photo has its turn"
+    alone = load_crops(synthetic.prepared(tmp_path / "data", people=6, photos=1))
+    rows, _ = alone.split()
+    pairs = swapper.Pairs(alone, rows, 0.0)
+    assert torch.equal(pairs.others(rows, torch.Generator()), rows)
+
+
+def test_who_somebody_is_may_be_said_by_another_photo(home):
+    terms = [first(home, losses={"other_photo": share}) for share in (0.0, 0.5, 1.0)]
+    assert len({each["identity"] for each in terms}) == 3
+    assert len({each["leak"] for each in terms}) == 1
+    assert len({each["rec"] for each in terms}) == 1
+
+
+def test_what_lies_before_the_target_stays(home, monkeypatch):
+    """Judges see the target there, and the network has nothing to do with it."""
+    plain = first(home)
+    monkeypatch.setattr(
+        swapper, "_find_covered", lambda *_: lambda images, mesh: torch.ones_like(images[:, :1])
+    )
+    hidden = first(home)
+    assert hidden["rec"] == hidden["gradient"] == 0 < plain["rec"]
+    assert hidden["leak"] > 0.85, "cosine of the target to itself, less what is allowed"
+
+
+def test_an_occlusion_network_is_asked_for(home):
+    config = config_of("swapper", home, **{**PLAIN, "teachers": {"occlusion": "lite-landmarks"}})
+    with pytest.raises(ConfigError, match=r"teachers\.occlusion: lite-landmarks is a MeshNet"):
+        build_task(config, CPU, ALONE)
+
+
 def test_terms_that_are_off_by_default(home):
-    losses = {"eyes": 2.0, "points": 1.0, "r1": 1.0, "adversarial_from": 0}
+    losses = {"eyes": 2.0, "points": 1.0, "r1": 1.0, "outline": 1.0, "adversarial_from": 0}
     terms = first(home, losses=losses, r1_every=1)
-    assert {"eyes", "points", "r1"} <= set(terms)
+    assert {"eyes", "points", "r1", "outline"} <= set(terms)
     assert terms["r1"] > 0
     task = config_of("swapper", home, **{**PLAIN, "losses": losses, "r1_every": 2})
     assert ["r1" in each for each in terms_of(task, CPU, steps=3)] == [True, False, True]

@@ -83,7 +83,8 @@ class Generator(nn.Module):
         weight, bias = self.up1.weight, self.up1.bias
         assert bias is not None
         flat = F.linear(identity, weight.flatten(1).t(), bias.repeat_interleave(4))
-        return flat.unflatten(1, weight.shape[1:])
+        first: Tensor = flat.unflatten(1, weight.shape[1:])
+        return first
 
 
 class AEINet(nn.Module):

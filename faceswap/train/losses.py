@@ -63,7 +63,7 @@ def outline_loss(
     """
     side = 2 * round(reach * region.shape[-1]) + 1
     whole = (region * 5 - 4).clamp(min=0)
-    missing = 1 - F.avg_pool2d(region, side, 1, side // 2)
+    missing = 1 - F.avg_pool2d(region, side, 1, side // 2, count_include_pad=False)
     near = whole * (2 * missing).clamp(inside, 1)
     allowed = torch.stack([_steepness(each) for each in known]).amax(0)
     excess = F.relu(_steepness(swapped) - F.max_pool2d(allowed, 3, 1, 1))
