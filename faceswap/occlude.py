@@ -34,6 +34,8 @@ _FROM, _TO = 0.45, 0.8  # probabilities at which a pixel begins to stay, and sta
 _REACH = 2
 _BESIDE = 0.02  # of the side, how far beside a line skin may be that it is compared with
 _SAME, _OTHER = 0.01, 0.04  # difference of brightness up to which it is that skin, and is the line
+# Half a window's side, of the crop's, and shares of it that are covered: by a speck, by a stroke.
+_AROUND_LINE, _SPECK, _STROKE = 0.1, 0.011, 0.018
 _FLAT = 1e-3  # variance of the brightness below which there is no edge to follow
 _CELLS, _AROUND = 32, 0.05  # of the face's outline, and how far around it still counts, of the side
 # Of the side: half the width of what is thin enough to be filled in, and how far edges blur.
@@ -91,8 +93,25 @@ class OcclusionMask:
             # A rim would fade, and what is dark beside it, such as a brow, would be taken for it.
             grey, broad = luma(target), _grown(1 - _grown(1 - covered, _REACH), _REACH)
             fine = guided_filter(grey, broad, radius=_REACH, flat=_FLAT).clamp(0, 1)
-            covered = fine.maximum(_lines(covered - broad, covered, grey))
+            thin = (covered - broad) * self._stroke(covered, mesh * (covered.shape[-1] / size))
+            covered = fine.maximum(_lines(thin, covered, grey))
         return covered * near_face(mesh, size) if mesh.shape[1] == MESH_POINTS else covered
+
+    @staticmethod
+    def _stroke(
+        covered: Tensor,  # (N, 1, s, s) in [0, 1]
+        mesh: Tensor,  # (N, P, 2 or 3) float32, px of the same
+    ) -> Tensor:
+        """Where so much lies before the face nearby that a thin thing is one, in [0, 1].
+
+        A single speck is a part of the face: the tip of a moustache, the end of a drawn eyelid.
+        """
+        side = covered.shape[-1]
+        around = round(_AROUND_LINE * side)
+        if mesh.shape[1] == MESH_POINTS:
+            covered = covered * near_face(mesh, side)
+        share = F.avg_pool2d(covered, 2 * around + 1, 1, around)
+        return ((share - _SPECK) / (_STROKE - _SPECK)).clamp(0, 1)
 
 
 def _lines(

@@ -282,6 +282,21 @@ def test_a_rim_stays_without_the_skin_and_the_brow_beside_it():
     assert float(mask[243:].max()) < 0.1
 
 
+def test_a_speck_is_no_rim_but_bits_of_one_are():
+    picture = torch.full((1, 3, 480, 480), 0.6)
+    seen = torch.zeros(1, 1, 160, 160)
+    speck, bits = (
+        (slice(79, 82), slice(30, 34)),
+        [(slice(79, 82), slice(x, x + 4)) for x in (110, 118, 126)],
+    )
+    for at in (speck, *bits):
+        seen[0, 0, at[0], at[1]] = 1.0
+        picture[..., 3 * at[0].start : 3 * at[0].stop, 3 * at[1].start : 3 * at[1].stop] = 0.3
+    mask = OcclusionMask(_Stripe()).fit(seen, picture, torch.zeros(1, 106, 2))[0, 0, 240]
+    assert float(mask[:200].max()) < 0.05
+    assert all(float(mask[3 * at[1].start + 6]) > 0.9 for at in bits)
+
+
 def test_what_is_asked_for_is_loaded(tmp_path, monkeypatch):
     pack, cpu = weights.pack("lite"), torch.device("cpu")
     ghost = weights.pack("ghost-2")
