@@ -17,7 +17,7 @@ from card import DEVICE, OnCard, TwoDevices, card
 from safetensors.torch import load_file, save_file
 
 from faceswap.errors import ConfigError
-from faceswap.train import judges, run, swapper, views
+from faceswap.train import before, guided_judges, judges, run, views
 from faceswap.train.config import SCHEMAS, RunConfig
 from faceswap.train.feed import step_seed
 from faceswap.train.parallel import ALONE
@@ -115,17 +115,18 @@ def _small_landmarks(monkeypatch):
     torch.manual_seed(0)
     args = {"widths": (8, 8, 8, 8), "depths": (1, 1, 1, 1), "rank": 8, "size": 64}
     net = build("mesh", **args).eval().state_dict()
-    before = build("occlusion", widths=(8, 8, 8), size=32).eval()
+    small = build("occlusion", widths=(8, 8, 8), size=32).eval()
 
     def load(name: object, device: torch.device) -> torch.nn.Module:
         if name == "lite-occlusion":
-            return deepcopy(before).to(device)
+            return deepcopy(small).to(device)
         mine = build("mesh", **args).eval()
         mine.load_state_dict(net)
         return mine.to(device)
 
     monkeypatch.setattr(judges, "load_model", load)
-    monkeypatch.setattr(swapper, "load_model", load)
+    monkeypatch.setattr(guided_judges, "load_model", load)
+    monkeypatch.setattr(before, "load_model", load)
 
 
 def config_of(task: str, home: Path, **changed: object) -> RunConfig:

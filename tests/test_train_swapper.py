@@ -10,7 +10,7 @@ import torch
 from test_train_card import _small_landmarks, config_of, home, terms_of
 
 from faceswap.errors import ConfigError
-from faceswap.train import swapper
+from faceswap.train import before, guided_judges, swapper
 from faceswap.train.data import load_crops
 from faceswap.train.parallel import ALONE
 from faceswap.train.run import build_task
@@ -84,9 +84,8 @@ def test_who_somebody_is_may_be_said_by_another_photo(home):
 def test_what_lies_before_the_target_stays(home, monkeypatch):
     """Judges see the target there, and the network has nothing to do with it."""
     plain = first(home)
-    monkeypatch.setattr(
-        swapper, "_find_covered", lambda *_: lambda images, mesh: torch.ones_like(images[:, :1])
-    )
+    everything = before.Before(lambda images, *_: torch.ones_like(images[:, :1]), "fp32", CPU)
+    monkeypatch.setattr(before.Before, "of", lambda *_: everything)
     hidden = first(home)
     assert hidden["rec"] == hidden["gradient"] == 0 < plain["rec"]
     assert hidden["leak"] > 0.85, "cosine of the target to itself, less what is allowed"
@@ -111,7 +110,7 @@ def test_identity_and_leak_rise_together(home):
     def weights(index: int, **losses: float) -> dict[str, float]:
         config = config_of("swapper", home, **{**PLAIN, "losses": losses})
         data = load_crops(home / "data")
-        return swapper._Judges.of(config, CPU, Store(data, CPU)).weights(index)
+        return guided_judges.Judges.of(config, CPU, Store(data, CPU)).weights(index)
 
     rising = [weights(i, identity=8, leak=4, identity_rise=4) for i in (0, 1, 3, 9)]
     assert [each["identity"] for each in rising] == [2, 4, 8, 8]
@@ -142,3 +141,18 @@ def test_critics(home):
         task.step(0, torch.Generator().manual_seed(0))
         names[critic] = type(task.networks["critic"]).__name__
     assert names == {"patch": "PatchDiscriminator", "multiscale": "MultiscaleDiscriminator"}
+
+
+def test_what_is_exported_decides_and_speaks_up(home):
+    """Half open and leaning to one side: the gate opens or shuts; the residual is a bit larger."""
+    task = build_task(config_of("swapper", home, **PLAIN), CPU, ALONE)
+    net = task.networks["swapper"]
+    assert isinstance(net, swapper.GuidedAEINet)
+    shown = swapper.decide(net, steepness=4.0, shift=0.5, stronger=2.0)
+    before, after = net.head[0], shown.head[0]
+    maps = torch.randn(1, before.in_channels, 8, 8, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        old, new = before(maps), after(maps)
+    torch.testing.assert_close(new[:, :4], 4 * (old[:, :4] + 0.5))
+    torch.testing.assert_close(new[:, 4:], 2 * old[:, 4:])
+    assert shown is not net
