@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from faceswap import weights
 from faceswap.errors import ConfigError, MissingWeightError, WeightError
@@ -456,3 +457,26 @@ class TestFiles:
         with pytest.raises(ConfigError, match="did you mean discriminator"):
             build("discriminater")
         assert set(ARCHITECTURES) >= {"aei", "iresnet100", "discriminator"}
+
+
+class _Convolutions(TorchDispatchMode):
+    """Remembers the input of every convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs: list[torch.Size] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.inputs.append(args[0].shape)
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_convolves_a_single_pixel():
+    """Compiled for CUDA, the gradient of such a convolution has not the layout it should."""
+    for encoder in ("unet", "linknet", "resnet", "fpn"):
+        model = build("aei", attribute_encoder=encoder, size=32, width=0.125, embedding_size=16)
+        with _Convolutions() as seen:
+            model(torch.rand(2, 3, 32, 32), torch.randn(2, 16))
+        assert len(seen.inputs) > 20
+        assert min(min(shape[-2:]) for shape in seen.inputs) > 1, encoder
