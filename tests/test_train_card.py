@@ -241,12 +241,17 @@ def test_other_processes_compose_what_threads_would(home):
 def test_several_judges_of_identity_are_averaged(home):
     """Twice the same one says what one says; its name alone is a list of one."""
     config = config_of("swapper", home)
-    (judge, _) = config.teachers["identity"]
-    alone = config.model_copy(update={"teachers": {"identity": judge}})
+    (judge, _) = config.teachers.identity
+
+    def judged_by(identity: object) -> RunConfig:
+        teachers = config.teachers.model_copy(update={"identity": identity})
+        return config.model_copy(update={"teachers": teachers})
+
+    alone = judged_by(judge)
     one, two = (terms_of(each, torch.device("cpu"), steps=1)[0] for each in (alone, config))
     assert one["identity"] > 0
     assert two == pytest.approx(one, rel=1e-5)
-    none = config.model_copy(update={"teachers": {"identity": [judge, str(home / "no.ts")]}})
+    none = judged_by([judge, str(home / "no.ts")])
     with pytest.raises(ConfigError, match=r"no\.ts"):
         build_task(none, torch.device("cpu"), ALONE)
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import synthetic
 import torch
+from pydantic import ValidationError
 from test_train_card import _small_landmarks, config_of, home, terms_of
 
 from faceswap.errors import ConfigError
@@ -156,3 +157,8 @@ def test_what_is_exported_decides_and_speaks_up(home):
     torch.testing.assert_close(new[:, :4], 4 * (old[:, :4] + 0.5))
     torch.testing.assert_close(new[:, 4:], 2 * old[:, 4:])
     assert shown is not net
+
+
+def test_a_teacher_nobody_knows_is_named(home):
+    with pytest.raises(ValidationError, match="oclusion"):
+        config_of("swapper", home, **{**PLAIN, "teachers": {"oclusion": "lite-occlusion"}})

@@ -32,9 +32,9 @@ class Before:
             ConfigError: it is another kind of network.
             MissingWeightError, WeightError: see `load_model`.
         """
-        name, mask = config.teachers.get("occlusion"), None
+        name, mask = config.teachers.occlusion, None
         if name is not None:
-            network = load_model(str(name), device=device)
+            network = load_model(name, device=device)
             if not isinstance(network, OcclusionNet):
                 raise ConfigError(
                     f"teachers.occlusion: {name} is a {type(network).__name__}; name an occlusion "

@@ -69,9 +69,6 @@ class LiteConfig(RunConfig):
 
     model: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the network's constructor."""
-    teachers: dict[str, str | list[str]] = Field(default_factory=dict)
-    """Networks that losses look through, by role: our names or TorchScript files. Task swapper
-    has another role, occlusion: what lies before the targets' faces stays, as it does in swaps."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of autocast; bf16 was 1.5 to 1.9 times as fast on a CPU with AMX."""
 
@@ -132,11 +129,25 @@ class SwapperLosses(Settings):
     """Gradient penalty of the critic on real photos."""
 
 
+class SwapperTeachers(Settings):
+    """Networks that the guided swapper's training looks through."""
+
+    identity: str | list[str] = "lite-identity"
+    """Who is it? Our names or files, or TorchScript files; the losses of several are averaged. The
+    one by default is cheap, and the evaluation's encoders stay apart."""
+    landmarks: str = "lite-landmarks"
+    """Sees the swapped face's points, if `losses.points` or `losses.eyes` is on."""
+    occlusion: str | None = None
+    """What lies before the targets' faces stays, as it does in swaps; none: it is swapped."""
+
+
 class SwapperConfig(LiteConfig):
     """The guided AEI-Net of the lite pack."""
 
     task: Literal["swapper"] = "swapper"
     """Which step function trains."""
+    teachers: SwapperTeachers = SwapperTeachers()
+    """Networks it looks through."""
     losses: SwapperLosses = SwapperLosses()
     """Weight of each loss term."""
     same_person: Unit = 0.5

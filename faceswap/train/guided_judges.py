@@ -31,8 +31,6 @@ from faceswap.train.task import autocast
 from faceswap.train.views import Store, View
 from faceswap.types import Guide
 
-DEFAULT_JUDGE = "lite-identity"  # of identity: cheap, and the evaluation's encoders stay apart
-DEFAULT_EYE = "lite-landmarks"  # what sees the swapped face's points, if `losses.points` is on
 _IRISES = (468, 473)  # their centres among the points
 
 
@@ -80,12 +78,6 @@ def _look(
         return judge.model(seen).float(), source, target
 
 
-def _names(config: SwapperConfig) -> list[str]:
-    """Recognisers that say who somebody is: one, or several whose losses are averaged."""
-    names = config.teachers.get("identity", DEFAULT_JUDGE)
-    return [names] if isinstance(names, str) else names
-
-
 def _to_landmarks(batch: Batch, swapped: Tensor, size: int, store: Store) -> tuple[Tensor, Tensor]:
     """Crops as MeshNet expects them, and the points it should see there, ``(n, 478, 3)``.
 
@@ -122,9 +114,10 @@ class Judges:
         """
         landmarks = None
         if config.losses.points or config.losses.eyes:
-            name = str(config.teachers.get("landmarks", DEFAULT_EYE))
-            landmarks = load_model(name, device=device).requires_grad_(False)
-        people = [load_recogniser(name, device) for name in _names(config)]
+            landmarks = load_model(config.teachers.landmarks, device=device).requires_grad_(False)
+        names = config.teachers.identity
+        names = [names] if isinstance(names, str) else names
+        people = [load_recogniser(name, device) for name in names]
         return cls(config, device, store, people, landmarks)
 
     def terms(self, batch: Batch, face: Tensor, swapped: Tensor, same: int) -> dict[str, Tensor]:
