@@ -263,19 +263,33 @@ class Swapper:
     def _look(self, frames: Tensor, face: Faces, name: str) -> tuple[Tensor, Tensor]:
         """A source's crop ``(1, 3, S, S)`` and mesh in it; says what is wrong with the photo."""
         assert isinstance(self.generator, GuidedAEINet)
-        seen, alignment = self._align(frames, face, SOURCE_SIDE)
-        crop = alignment.crop(frames, face.frame, padding="reflection")
-        mesh = in_crop(seen, alignment)
-        covered = self._covered(crop, mesh)
-        hidden = 0.0
-        if covered is not None:
-            hidden = hidden_eyes(covered, mesh)
-            crop = without_rims(crop, covered)
+        seen = self._align(frames, face, SOURCE_SIDE)[0]
+        crop, mesh, covered = self.source_crops(frames, face, seen)
+        hidden = 0.0 if covered is None else hidden_eyes(covered, mesh)
         height, width = frames.shape[-2:]
         poor = shortcomings(seen, self.generator.shape_mean, (height, width), hidden=hidden)
         if poor:
             _log.warning("%s: the face %s; another photo may do better", name, " and ".join(poor))
         return crop, mesh
+
+    def source_crops(
+        self,
+        frames: Tensor,  # (B, 3, H, W) uint8 RGB
+        faces: Faces,  # N faces
+        mesh: Tensor,  # (N, P, 3) float32, frame px
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What a guided swapper sees of sources.
+
+        Returns:
+            Crops ``(N, 3, S, S)`` float in [0, 1], without the rims of glasses where the targets'
+            occlusions are kept; the mesh in crop px; what covers the faces ``(N, 1, S, S)``, if
+            that is looked for.
+        """
+        _, alignment = self._align(frames, faces, SOURCE_SIDE, mesh)
+        crop = alignment.crop(frames, faces.frame, padding="reflection")
+        inside = in_crop(mesh, alignment)
+        covered = self._covered(crop, inside)
+        return crop if covered is None else without_rims(crop, covered), inside, covered
 
     def __call__(self, frames: Tensor, identities: Identities, choose: Choice) -> SwapResult:
         """Swap faces in a batch of frames.

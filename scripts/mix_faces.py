@@ -210,7 +210,7 @@ def main() -> None:
         (options.out / name).symlink_to((options.data / name).resolve())
     mixtures = []
     for number in range(options.count):
-        name = f"mixture-{number}"
+        name = f"mixture-{options.seed}-{number}"  # folders of several seeds may be put together
         while is_held_back(name):
             name += "-"
         mixtures.append(name)

@@ -35,7 +35,7 @@ from faceswap.ops.skin import GRID
 from faceswap.ops.smooth import average, resized
 from faceswap.ops.spline import thin_plate_grid
 from faceswap.ops.topology import CONTROL, FACE, five_points
-from faceswap.swap import SOURCE_SIDE, Swapper
+from faceswap.swap import Swapper
 from faceswap.train.data import Crops
 from faceswap.train.label import MeshLabeler, Recogniser
 from faceswap.types import Faces, Guide, Identities
@@ -219,9 +219,7 @@ def _inputs(swapper: Swapper, data: Crops, rows: Tensor, own: bool) -> tuple[Ten
 
 def _identities(swapper: Swapper, data: Crops, rows: Tensor, own: bool) -> Identities:
     frames, faces, mesh = _inputs(swapper, data, rows, own)
-    at = align(five_points(mesh).contiguous(), SOURCE_SIDE, template=swapper.pack.template)
-    crop = at.crop(frames, faces.frame, padding="reflection")
-    inside = torch.cat([at.points(mesh[..., :2]), mesh[..., 2:] * at.scale[:, None, None]], -1)
+    crop, inside, _ = swapper.source_crops(frames, faces, mesh)
     if own:
         embedding = swapper.encoder(frames, faces)
     elif data.embedding is None:

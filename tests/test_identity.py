@@ -7,11 +7,12 @@ from functools import cache
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faceswap.faces.identity import IdentityEncoder, similarity
 from faceswap.ops.geometry import TEMPLATES
-from faceswap.train.identity import ranking_loss
+from faceswap.train.identity import ranking_loss, toward_people
 from faceswap.types import Faces
 
 
@@ -137,3 +138,21 @@ def test_the_mirror_image_counts_alike() -> None:
     assert not torch.allclose(once, other)
     expected = torch.nn.functional.normalize(once) + torch.nn.functional.normalize(other)
     torch.testing.assert_close(found, expected)
+
+
+def test_a_person_is_what_their_photos_have_in_common() -> None:
+    generator = torch.Generator().manual_seed(5)
+    people = F.normalize(torch.randn(2, 32, generator=generator))
+    person = torch.tensor([0, 1, 0, 0, 2])
+    alone = torch.randn(1, 32, generator=generator)
+    photos = torch.cat([people[person[:4]], alone]) * 3
+    noisy = photos + torch.randn(5, 32, generator=generator) * 0.3
+    noisy[4] = alone[0] * 5
+    unit = F.normalize(noisy)
+    torch.testing.assert_close(toward_people(noisy, person, 0.0), unit)
+    half, whole = (toward_people(noisy, person, share) for share in (0.5, 1.0))
+    torch.testing.assert_close(whole[0], whole[2])
+    torch.testing.assert_close(whole[[1, 4]], unit[[1, 4]])  # one photo says what it says
+    own = [float((each[0] * people[0]).sum()) for each in (unit, half, whole)]
+    assert own[0] < own[1] < own[2]
+    torch.testing.assert_close(half.norm(dim=1), torch.ones(5))

@@ -580,6 +580,7 @@ def test_typos_are_named(tmp_path):
         ("task: aei\nmodel: {num_block: 3}", "did you mean model.num_blocks"),
         ("task: aei\nmodel: {num_blocks: 4}", "model.num_blocks: should be 1, 2 or 3"),
         ("task: identity\naugment: 0.5", "augment: task identity has none"),
+        ("task: mesh\nperson: 0.5", "person: task mesh has none"),
         ("task: swapper\nlosses: {tine: 3}", "did you mean losses.tone"),
         ("task: identity\nlosses: {rankin: 3}", "unknown loss of identity 'rankin': did you mean"),
         ("task: swapper\nsame_person: 2", "same_person: should be less than or equal to 1"),

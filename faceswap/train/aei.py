@@ -19,7 +19,7 @@ from faceswap.models.aei import AEINet, blend
 from faceswap.train.config import AeiConfig
 from faceswap.train.critics import IdentityCritic, PairClassifier
 from faceswap.train.data import Crops
-from faceswap.train.judges import EyeJudge, IdentityJudge, mean_embedding
+from faceswap.train.judges import EyeJudge, IdentityJudge, disturbed, mean_embedding
 from faceswap.train.losses import (
     attribute_loss,
     cycle_loss,
@@ -184,9 +184,8 @@ def _swapper_turn(
 def _with_noise(identity: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     if not strength:
         return identity
-    size = identity.square().mean(1, keepdim=True).sqrt()
     noise = sent(torch.randn(identity.shape, generator=generator), identity.device).to(identity)
-    return identity + strength * size * noise
+    return disturbed(identity, noise, strength)
 
 
 def _swapper_terms(

@@ -83,11 +83,14 @@ class TrainConfig(LiteConfig):
     augment: float = Field(1.0, ge=0, le=2)
     """How far views of task mesh are moved, recoloured and degraded; less than 1 for the last
     steps."""
+    person: Unit = 0.0
+    """Share that the mean of a person's photos has in what task identity should see in each."""
 
     @model_validator(mode="after")
     def _known_losses(self) -> TrainConfig:
-        if self.augment != 1 and self.task != "mesh":
-            raise ValueError(f"augment: task {self.task} has none; leave it out")
+        for name, default, task in (("augment", 1, "mesh"), ("person", 0, "identity")):
+            if getattr(self, name) != default and self.task != task:
+                raise ValueError(f"{name}: task {self.task} has none; leave it out")
         for name in self.losses:
             if name not in LITE_LOSSES[self.task]:
                 raise ValueError(str(unknown(f"loss of {self.task}", name, LITE_LOSSES[self.task])))
@@ -135,6 +138,9 @@ class SwapperTeachers(Settings):
     identity: str | list[str] = "lite-identity"
     """Who is it? Our names or files, or TorchScript files; the losses of several are averaged. The
     one by default is cheap, and the evaluation's encoders stay apart."""
+    encoder: str | None = None
+    """Says who the sources are, as it does in swaps: one of our networks; none: the embeddings in
+    the data, by their teacher."""
     landmarks: str = "lite-landmarks"
     """Sees the swapped face's points, if `losses.points` or `losses.eyes` is on."""
     occlusion: str | None = None
@@ -156,6 +162,8 @@ class SwapperConfig(LiteConfig):
     """Share of mirrored views."""
     degrade: Unit = 0.0
     """Share of source photos made worse (downscaled, noisy)."""
+    embedding_noise: float = Field(0.0, ge=0)
+    """Standard deviation of noise on the source's embedding, as a share of its root mean square."""
     critic: Literal["patch", "multiscale"] = "patch"
     """patch: small, 34 px at a time; multiscale: GHOST's, three scales."""
     critic_width: Width = 0.25

@@ -65,6 +65,21 @@ def ranking_loss(
     return F.kl_div(s.log_softmax(1), t.log_softmax(1), reduction="batchmean", log_target=True)
 
 
+def toward_people(
+    embedding: Tensor,  # (M, D) of photos
+    person: Tensor,  # (M,) int64, whose they are, 0 to K - 1
+    share: float,
+) -> Tensor:
+    """Unit embeddings ``(M, D)``, drawn to the mean of the same person's photos by this share.
+
+    What photos of one person have in common is who they are; the rest is pose, light and the
+    teacher's own error, which a student need not learn.
+    """
+    unit = F.normalize(embedding)
+    people = unit.new_zeros(int(person.max()) + 1, unit.shape[1]).index_add_(0, person, unit)
+    return F.normalize(torch.lerp(unit, F.normalize(people)[person], share))
+
+
 @dataclass(frozen=True, slots=True)
 class _Draw:
     """A batch of n before its views are made."""
@@ -83,6 +98,8 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         )
     net = IdentityNet(**config.model).to(device).to(memory_format=torch.channels_last)
     teacher = data.embedding
+    if config.person:
+        teacher = toward_people(teacher, data.identity, config.person)
     store = Store(data, device)
     weight = {**WEIGHTS, **config.losses}
     rows, held = data.split()

@@ -64,6 +64,15 @@ class IdentityJudge(nn.Module):
         return torch.stack(terms).mean()
 
 
+def disturbed(
+    embedding: Tensor,  # (N, D)
+    noise: Tensor,  # (N, D), standard normal
+    strength: float,
+) -> Tensor:
+    """Embeddings with noise of that share of their own root mean square."""
+    return embedding + strength * embedding.square().mean(1, keepdim=True).sqrt() * noise
+
+
 def mean_embedding(embeddings: Sequence[Tensor]) -> Tensor:
     """What the generator gets of several encoders, ``(N, D)``."""
     return torch.stack(list(embeddings)).mean(0)

@@ -40,6 +40,7 @@ from faceswap.train.preview import save_sheet
 from faceswap.train.task import Task, autocast, check_finite
 from faceswap.train.transfer import feed_of, moved
 from faceswap.train.views import Jitter, Store, View
+from faceswap.train.whose import Told, Whose
 
 TEMPLATE = "ghost_frontal"
 
@@ -54,7 +55,7 @@ class _Draw:
     coarse: tuple[Coarse, ...]  # of the sources
     target: View
     target_mesh: Tensor  # (n, 478, 3) float32, view px
-    embedding: Tensor  # (n, D) of the sources
+    told: Told  # who the sources are
     other: tuple[View, Tensor] | None  # of the strangers' sources, other photos and their meshes
 
 
@@ -177,16 +178,11 @@ class _Critic:
 
 def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
     """The swapper task on a prepared folder with embeddings."""
-    if data.embedding is None:
-        raise ConfigError(
-            f"{config.data}: no identity embeddings; make it again with faceswap prepare"
-        )
-    embeddings = data.embedding
     net = GuidedAEINet(**config.model).to(device).to(memory_format=torch.channels_last)
     critic = _make_critic(config).to(device).to(memory_format=torch.channels_last)
     store = Store(data, device)
     judges, opponent = Judges.of(config, device, store), _Critic(critic, config, device)
-    before = Before.of(config, device)
+    before, whose = Before.of(config, device), Whose.of(config, data, store, device)
     rows, held = data.split()
     pairs = Pairs(data, rows, config.same_person)
     model = _fit_shape(net, data, rows, config)
@@ -222,7 +218,8 @@ def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
                 store.still(found, base[found]),
                 map_points(data.mesh[found], base[found]),
             )
-        return _Draw(*sides[0], color, coarse, *sides[1], embeddings[source], other)
+        told = whose.draw(source, generator)
+        return _Draw(*sides[0], color, coarse, *sides[1], told, other)
 
     feed = feed_of(draw, config, device, data.wait)
 
@@ -243,7 +240,7 @@ def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
             drawn.target_mesh,
             guide,
             shape,
-            drawn.embedding,
+            whose(drawn.told),
             source,
             drawn.source_mesh,
             drawn.target,
@@ -286,7 +283,7 @@ def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
         source, target = (store.show(view, net.size) for view in views)
         source, covered = before.clear(source, meshes[0], target, meshes[1])
         guide, _ = make_guide(model, source, meshes[0], target, meshes[1], covered=covered)
-        swapped = keep_sockets(average(target, embeddings[rows[0]].to(device), guide), guide)
+        swapped = keep_sockets(average(target, whose.of_rows(rows[0], device), guide), guide)
         swapped = behind(swapped, target, covered)
         warp = guide.region * guide.image + (1 - guide.region) * target
         save_sheet(path, [source, target, warp, swapped], synthetic=True)
