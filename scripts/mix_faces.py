@@ -40,15 +40,10 @@ from faceswap.train.label import (
     load_script,
 )
 from faceswap.train.mesh import mirror_order
+from faceswap.train.mixture import draw_mixing, mixed
 from faceswap.train.shards import SHARD, write_sheet
 
 PART = 64
-
-
-def smooth(n: int, channels: int, cells: int, size: int, generator: torch.Generator) -> Tensor:
-    """Smooth noise ``(n, channels, size, size)`` of unit deviation in its ``cells`` a side."""
-    noise = torch.randn(n, channels, cells, cells, generator=generator)
-    return F.interpolate(noise, size=(size, size), mode="bicubic", align_corners=True)
 
 
 def mirrored(
@@ -80,19 +75,7 @@ def mix(data: Crops, rows: Tensor, order: Tensor, generator: torch.Generator) ->
     images, mesh = mirrored(images, data.mesh[rows], order, flip)
     _, points = mirrored(images, data.points[rows], five, flip)
     size = images.shape[-1]
-    sharpness = torch.exp(torch.rand(n, 1, 1, 1, generator=generator) * 3)
-    level = torch.rand(n, 1, 1, 1, generator=generator) - 0.5
-    share = torch.sigmoid(sharpness * (smooth(n, 1, 5, size, generator) * 2 + level))
-    through = torch.rand(n, 1, 1, 1, generator=generator) < 0.25
-    share = torch.where(through, 0.5 + level * 0.7, share)
-    picture = share * images[:n] + (1 - share) * images[n:]
-    bend = smooth(n, 2, 6, size, generator) * 0.012
-    axis = torch.linspace(-1, 1, size)
-    place = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
-    stretch = 1 + torch.randn(n, 1, 1, 2, generator=generator) * 0.03
-    grid = place * stretch + 2 * bend.permute(0, 2, 3, 1)
-    picture = F.grid_sample(picture, grid, mode="bilinear", align_corners=True)
-    moved = grid - place
+    picture, moved = mixed(images[:n], images[n:], draw_mixing(n, generator))
 
     def bent(points: Tensor) -> Tensor:
         points = (points[:n] + points[n:]) / 2

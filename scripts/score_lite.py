@@ -247,11 +247,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--facemesh", help="TorchScript that measures; else the pack's landmarks")
     parser.add_argument("--iris", help="goes with --facemesh")
     parser.add_argument("--people", type=int, default=100, help="sources (%(default)s)")
-    parser.add_argument("--targets", type=int, default=2, help="of each source (%(default)s)")
+    parser.add_argument("--targets", type=int, default=5, help="of each source (%(default)s)")
     parser.add_argument(
-        "--own-labels",
+        "--data-labels",
         action="store_true",
-        help="points and embeddings for the swap by the pack's networks, as a user gets them",
+        help="points and embeddings for the swap by the data's teachers; else by the pack's own "
+        "networks, as a user gets them",
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--threads", type=int, default=1)
@@ -291,7 +292,7 @@ def run(options: argparse.Namespace, data: Crops) -> dict[str, Any]:
             data,
             scorer,
             settings=options.settings,
-            own_labels=options.own_labels,
+            own_labels=not options.data_labels,
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
         text, result["swaps"] = swapper_tables(

@@ -187,7 +187,7 @@ def load_swapper(file: str, settings: Sequence[str] = ()) -> Swapper:
 
 @torch.no_grad()
 def make_swaps(
-    swapper: Swapper, data: Crops, protocol: Protocol, *, own_labels: bool = False
+    swapper: Swapper, data: Crops, protocol: Protocol, *, own_labels: bool = True
 ) -> Tensor:
     """The swaps ``(N * T, 3, S, S) uint8``, each in its target's prepared crop.
 
@@ -223,14 +223,14 @@ def _identities(swapper: Swapper, data: Crops, rows: Tensor, own: bool) -> Ident
     if own:
         embedding = swapper.encoder(frames, faces)
     elif data.embedding is None:
-        raise ConfigError("the prepared data holds no embeddings; pass --own-labels")
+        raise ConfigError("the prepared data holds no embeddings; leave out --data-labels")
     else:
         embedding = data.embedding[rows]
     wanted = swapper.generator.embedding_size
     if embedding.shape[1] != wanted:
         raise ConfigError(
             f"the swapper takes embeddings of {wanted}, the labels have {embedding.shape[1]}; "
-            f"{'leave out' if own else 'pass'} --own-labels"
+            f"{'pass' if own else 'leave out'} --data-labels"
         )
     return Identities(("",) * len(rows), embedding, crop, inside)
 
@@ -343,7 +343,7 @@ def score_all(
     scorer: Scorer,
     *,
     settings: Sequence[str] = (),
-    own_labels: bool = False,
+    own_labels: bool = True,
     say: Callable[[str], None],
 ) -> list[Scored]:
     """Score the target redrawn, two warps and swapper files, in this order."""

@@ -85,12 +85,23 @@ class TrainConfig(LiteConfig):
     steps."""
     person: Unit = 0.0
     """Share that the mean of a person's photos has in what task identity should see in each."""
+    teacher: str | None = None
+    """TorchScript recogniser that task identity asks about each view; none: the embeddings in the
+    data, which are of the photos as they are."""
+    mixed: Unit = 0.0
+    """Share of a batch that are mixtures of two faces, made anew each time, for such a teacher."""
 
     @model_validator(mode="after")
     def _known_losses(self) -> TrainConfig:
-        for name, default, task in (("augment", 1, "mesh"), ("person", 0, "identity")):
+        identity = {"person": 0, "teacher": None, "mixed": 0}
+        for name, default in {"augment": 1, **identity}.items():
+            task = "identity" if name in identity else "mesh"
             if getattr(self, name) != default and self.task != task:
                 raise ValueError(f"{name}: task {self.task} has none; leave it out")
+        if self.mixed and self.teacher is None:
+            raise ValueError("mixed: nobody knows who a mixture is; name a teacher")
+        if self.person and self.teacher is not None:
+            raise ValueError("person: a teacher answers for each view by itself; leave one out")
         for name in self.losses:
             if name not in LITE_LOSSES[self.task]:
                 raise ValueError(str(unknown(f"loss of {self.task}", name, LITE_LOSSES[self.task])))

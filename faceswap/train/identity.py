@@ -1,7 +1,8 @@
 """Training of IdentityNet: a recogniser distilled from a teacher's embeddings.
 
-The teacher embedded each photo once. The student sees it moved, mirrored, recoloured, degraded,
-and must give the same direction. Directions alone are learned: comparison is by cosine.
+The teacher embedded each photo once, or answers for each view, mixtures of two faces among them
+(`faceswap.train.mixture`). The student sees it moved, mirrored, recoloured, degraded, and must give
+the same direction. Directions alone are learned: comparison is by cosine.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from faceswap.ops.geometry import align
 from faceswap.train.config import TrainConfig
 from faceswap.train.data import Crops, recolor
 from faceswap.train.degrade import Coarse, degrade, draw_coarse
+from faceswap.train.label import Recogniser, load_recogniser
+from faceswap.train.mixture import Mixing, draw_mixing, mixed
 from faceswap.train.task import Task, Term, autocast, check_finite
 from faceswap.train.transfer import feed_of, moved
 from faceswap.train.views import Jitter, Store, View
@@ -87,7 +90,21 @@ class _Draw:
     view: View
     color: Tensor  # (n, 6) random numbers of `recolor`
     coarse: tuple[Coarse, ...]
-    teacher: Tensor  # (n, D) embeddings
+    teacher: Tensor  # (n, D) embeddings of the photos, by the teacher
+    other: View | None  # faces that the first ones are mixed with
+    mixing: Mixing | None
+
+
+def _teacher(config: TrainConfig, device: torch.device, size: int) -> Recogniser:
+    assert config.teacher is not None
+    found = load_recogniser(config.teacher, device)
+    numbers = found(torch.zeros(1, 3, found.size, found.size, device=device)).shape[1]
+    if numbers != size:
+        raise ConfigError(
+            f"teacher: {config.teacher} gives {numbers} numbers, the data have {size}; "
+            "name the teacher that they were prepared with"
+        )
+    return found
 
 
 def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
@@ -107,30 +124,48 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
     base = align(data.points, net.size, template="arcface").matrix
     gallery = F.normalize(teacher[rows]).to(device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=0.05, fused=True)
+    asked = None if config.teacher is None else _teacher(config, device, teacher.shape[1])
+    side = net.size if asked is None else asked.size
+    seen_from = base if side == net.size else align(data.points, side, template="arcface").matrix
 
     def draw(generator: torch.Generator) -> _Draw:
         n = config.batch_size
         pick = rows[torch.randint(len(rows), (n,), generator=generator)]
-        view = store.draw(pick, base[pick], net.size, JITTER, generator)
+        view = store.draw(pick, seen_from[pick], side, JITTER, generator)
         color = torch.rand(n, 6, generator=generator)
         shape = (n, 3, net.size, net.size)
         coarse = draw_coarse(shape, 0.3, generator, smallest=0.35)
-        return _Draw(view, color, coarse, teacher[pick])
+        other, mixing, count = None, None, int(n * config.mixed)
+        if count:
+            pair = rows[torch.randint(len(rows), (count,), generator=generator)]
+            other = store.draw(pair, seen_from[pair], side, JITTER, generator)
+            mixing = draw_mixing(count, generator)
+        return _Draw(view, color, coarse, teacher[pick], other, mixing)
 
     feed = feed_of(draw, config, device, data.wait)
 
     def step(index: int, generator: torch.Generator) -> dict[str, Term]:
         drawn = moved(feed.take(index, generator), device)
-        views = recolor(store.show(drawn.view, net.size), drawn.color, 0.2)
+        views, known = store.show(drawn.view, side), drawn.teacher
+        if drawn.other is not None:
+            assert drawn.mixing is not None
+            count = len(drawn.other.rows)
+            pairs, _ = mixed(views[:count], store.show(drawn.other, side), drawn.mixing)
+            views = torch.cat([pairs, views[count:]])
+        if asked is not None:
+            known = asked(views)
+            if side != net.size:
+                views = F.interpolate(views, (net.size,) * 2, mode="bilinear", antialias=True)
+        views = recolor(views, drawn.color, 0.2)
         views = degrade(views, drawn.coarse).contiguous(memory_format=torch.channels_last)
         net.train()
         with autocast(config.precision, device):
             found = net(views)
-        direction, relation = distillation_loss(found.float(), drawn.teacher)
+        direction, relation = distillation_loss(found.float(), known)
         terms = {
             "direction": direction,
             "relation": relation,
-            "ranking": ranking_loss(found.float(), drawn.teacher, gallery),
+            "ranking": ranking_loss(found.float(), known, gallery),
         }
         check_finite(terms)
         optimizer.zero_grad()
