@@ -55,7 +55,7 @@ class Whose:
             raise ConfigError(
                 f"{config.data}: no identity embeddings; make it again with faceswap prepare"
             )
-        name, encoder, base = config.teachers.encoder, None, data.points[:0, :2]
+        name, encoder, base = config.teachers.encoder, None, torch.zeros(0, 2, 3)
         if name is not None:
             network = load_model(name, device=device).requires_grad_(False)
             if not isinstance(network, IdentityNet):
