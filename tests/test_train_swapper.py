@@ -14,10 +14,11 @@ from test_train_card import _small_landmarks, config_of, home, terms_of
 from faceswap.errors import ConfigError
 from faceswap.faces.identity import IdentityEncoder
 from faceswap.models import load_model
-from faceswap.train import before, guided_judges, swapper, whose
+from faceswap.train import before, guided_judges, swapper
 from faceswap.train.data import load_crops
 from faceswap.train.parallel import ALONE
 from faceswap.train.run import build_task
+from faceswap.train.source_embedding import SourceEmbedder
 from faceswap.train.views import Store
 from faceswap.types import Faces
 
@@ -92,7 +93,7 @@ def test_who_a_source_is_may_be_said_by_the_encoder_that_ships(home):
     config = config_of("swapper", home, **PLAIN)
     config = config.model_copy(update={"embedding_noise": 0.25})
     store = Store(data, CPU)
-    known = whose.Whose.of(config, data, store, CPU)
+    known = SourceEmbedder.of(config, data, store, CPU)
     assert torch.equal(known.of_rows(rows, CPU), data.embedding[rows])
     noisy = known(known.draw(rows, torch.Generator().manual_seed(1))) - data.embedding[rows]
     size = data.embedding[rows].square().mean(1).sqrt()
@@ -100,7 +101,7 @@ def test_who_a_source_is_may_be_said_by_the_encoder_that_ships(home):
 
     data = replace(data, embedding=torch.ones(len(data.points), 256))
     teachers = config.teachers.model_copy(update={"encoder": "lite-identity"})
-    seen = whose.Whose.of(config.model_copy(update={"teachers": teachers}), data, store, CPU)
+    seen = SourceEmbedder.of(config.model_copy(update={"teachers": teachers}), data, store, CPU)
     faces = Faces(torch.arange(3), torch.zeros(3, 4), data.points[rows], torch.ones(3))
     net = load_model("lite-identity")
     shipped = IdentityEncoder(net, mirrored=True)(data.pixels(rows), faces)
@@ -108,7 +109,7 @@ def test_who_a_source_is_may_be_said_by_the_encoder_that_ships(home):
     assert bool((cosine > 0.99).all())
 
 
-def test_an_encoder_that_tells_nobody_apart_is_refused(home):
+def test_an_encoder_that_does_not_fit_is_refused(home):
     data = load_crops(home / "data")
     for name, said in (
         ("lite-landmarks", r"teachers\.encoder: lite-landmarks is a MeshNet"),
@@ -116,7 +117,7 @@ def test_an_encoder_that_tells_nobody_apart_is_refused(home):
     ):
         config = config_of("swapper", home, **{**PLAIN, "teachers": {"encoder": name}})
         with pytest.raises(ConfigError, match=said):
-            whose.Whose.of(config, data, Store(data, CPU), CPU)
+            SourceEmbedder.of(config, data, Store(data, CPU), CPU)
 
 
 def test_what_lies_before_the_target_stays(home, monkeypatch):

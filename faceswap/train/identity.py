@@ -73,7 +73,7 @@ def toward_people(
     person: Tensor,  # (M,) int64, whose they are, 0 to K - 1
     share: float,
 ) -> Tensor:
-    """Unit embeddings ``(M, D)``, drawn to the mean of the same person's photos by this share.
+    """Unit embeddings ``(M, D)``, drawn to the person's class centre by this share in [0, 1].
 
     What photos of one person have in common is who they are; the rest is pose, light and the
     teacher's own error, which a student need not learn.

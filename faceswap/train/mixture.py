@@ -1,7 +1,8 @@
 """Faces that nobody has: parts of two people, or one through the other, all of it a little bent.
 
 A student that sees some thousand people agrees with its teacher on them better than on strangers;
-a patient teacher has an answer for any picture ("function matching", Beyer et al., CVPR 2022).
+a patient teacher has an answer for any picture ("function matching", Beyer et al., CVPR 2022). Kin
+to mixup (Zhang et al., ICLR 2018) and CutMix (Yun et al., ICCV 2019), with borders that are smooth.
 """
 
 from __future__ import annotations

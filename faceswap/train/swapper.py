@@ -37,10 +37,10 @@ from faceswap.train.losses import (
 from faceswap.train.mesh import mirror_order
 from faceswap.train.patch import PatchDiscriminator
 from faceswap.train.preview import save_sheet
+from faceswap.train.source_embedding import EmbeddingDraw, SourceEmbedder
 from faceswap.train.task import Task, autocast, check_finite
 from faceswap.train.transfer import feed_of, moved
 from faceswap.train.views import Jitter, Store, View
-from faceswap.train.whose import Told, Whose
 
 TEMPLATE = "ghost_frontal"
 
@@ -55,7 +55,7 @@ class _Draw:
     coarse: tuple[Coarse, ...]  # of the sources
     target: View
     target_mesh: Tensor  # (n, 478, 3) float32, view px
-    told: Told  # who the sources are
+    embedding: EmbeddingDraw  # of the sources
     other: tuple[View, Tensor] | None  # of the strangers' sources, other photos and their meshes
 
 
@@ -182,7 +182,8 @@ def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
     critic = _make_critic(config).to(device).to(memory_format=torch.channels_last)
     store = Store(data, device)
     judges, opponent = Judges.of(config, device, store), _Critic(critic, config, device)
-    before, whose = Before.of(config, device), Whose.of(config, data, store, device)
+    before = Before.of(config, device)
+    embedder = SourceEmbedder.of(config, data, store, device)
     rows, held = data.split()
     pairs = Pairs(data, rows, config.same_person)
     model = _fit_shape(net, data, rows, config)
@@ -218,8 +219,8 @@ def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
                 store.still(found, base[found]),
                 map_points(data.mesh[found], base[found]),
             )
-        told = whose.draw(source, generator)
-        return _Draw(*sides[0], color, coarse, *sides[1], told, other)
+        embedding = embedder.draw(source, generator)
+        return _Draw(*sides[0], color, coarse, *sides[1], embedding, other)
 
     feed = feed_of(draw, config, device, data.wait)
 
@@ -240,7 +241,7 @@ def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
             drawn.target_mesh,
             guide,
             shape,
-            whose(drawn.told),
+            embedder(drawn.embedding),
             source,
             drawn.source_mesh,
             drawn.target,
@@ -283,7 +284,7 @@ def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
         source, target = (store.show(view, net.size) for view in views)
         source, covered = before.clear(source, meshes[0], target, meshes[1])
         guide, _ = make_guide(model, source, meshes[0], target, meshes[1], covered=covered)
-        swapped = keep_sockets(average(target, whose.of_rows(rows[0], device), guide), guide)
+        swapped = keep_sockets(average(target, embedder.of_rows(rows[0], device), guide), guide)
         swapped = behind(swapped, target, covered)
         warp = guide.region * guide.image + (1 - guide.region) * target
         save_sheet(path, [source, target, warp, swapped], synthetic=True)

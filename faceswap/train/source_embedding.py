@@ -1,4 +1,4 @@
-"""Who the guided swapper is told that a source is: as the data say, or as swaps will find out."""
+"""Source embeddings for the guided swapper: of the data, or by the encoder that swaps use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from faceswap.train.views import Store, View
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class EmbeddingDraw:
     """What the embeddings of n sources are made of; one of the first two is there."""
 
     embedding: Tensor | None  # (n, D), of the data
@@ -29,8 +29,8 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class Whose:
-    """Embeddings of sources.
+class SourceEmbedder:
+    """Gives the network the identity embeddings ``(n, D)`` of sources.
 
     A network that was trained with a teacher's embeddings trusts them; the smaller encoder that
     ships errs more, and what the network paints then is wrong with certainty.
@@ -43,7 +43,9 @@ class Whose:
     store: Store
 
     @classmethod
-    def of(cls, config: SwapperConfig, data: Crops, store: Store, device: torch.device) -> Whose:
+    def of(
+        cls, config: SwapperConfig, data: Crops, store: Store, device: torch.device
+    ) -> SourceEmbedder:
         """By the encoder that ``teachers.encoder`` names, or by the data.
 
         Raises:
@@ -72,24 +74,24 @@ class Whose:
             base = align(data.points, encoder.size, template=encoder.template).matrix
         return cls(data.embedding, base, encoder, config.embedding_noise, store)
 
-    def draw(self, rows: Tensor, generator: torch.Generator | None) -> Told:
+    def draw(self, rows: Tensor, generator: torch.Generator | None) -> EmbeddingDraw:
         """What is needed of these rows, on the host; without a generator nothing is disturbed."""
         noise = None
         if self.noise and generator is not None:
             noise = torch.randn(len(rows), self.known.shape[1], generator=generator)
         if self.encoder is None:
-            return Told(self.known[rows], None, noise)
-        return Told(None, self.store.still(rows, self.base[rows]), noise)
+            return EmbeddingDraw(self.known[rows], None, noise)
+        return EmbeddingDraw(None, self.store.still(rows, self.base[rows]), noise)
 
-    def __call__(self, told: Told) -> Tensor:
+    def __call__(self, drawn: EmbeddingDraw) -> Tensor:
         """Embeddings ``(n, D) float32``, disturbed by so much of their own size."""
-        if told.view is None:
-            assert told.embedding is not None
-            embedding = told.embedding
+        if drawn.view is None:
+            assert drawn.embedding is not None
+            embedding = drawn.embedding
         else:
             assert self.encoder is not None
-            embedding = self.encoder.embed(self.store.show(told.view, self.encoder.size))
-        return embedding if told.noise is None else disturbed(embedding, told.noise, self.noise)
+            embedding = self.encoder.embed(self.store.show(drawn.view, self.encoder.size))
+        return embedding if drawn.noise is None else disturbed(embedding, drawn.noise, self.noise)
 
     def of_rows(self, rows: Tensor, device: torch.device) -> Tensor:
         """Undisturbed embeddings ``(n, D) float32`` of rows of the data."""
