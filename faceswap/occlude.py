@@ -25,7 +25,7 @@ from faceswap.models.occlusion import OcclusionNet
 from faceswap.ops.color import luma
 from faceswap.ops.constant import constant
 from faceswap.ops.draw import outline_distance
-from faceswap.ops.smooth import average, gaussian, guided_filter, mean, resized
+from faceswap.ops.smooth import average, box, gaussian, guided_filter, mean, resized
 from faceswap.ops.topology import FACE, MESH_POINTS
 
 _SELDOM = 0.35  # of the frames
@@ -110,7 +110,7 @@ class OcclusionMask:
         around = round(_AROUND_LINE * side)
         if mesh.shape[1] == MESH_POINTS:
             covered = covered * near_face(mesh, side)
-        share = F.avg_pool2d(covered, 2 * around + 1, 1, around)
+        share = box(covered, around, beyond=True)
         return ((share - _SPECK) / (_STROKE - _SPECK)).clamp(0, 1)
 
 

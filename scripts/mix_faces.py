@@ -17,10 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
-import warnings
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -97,42 +93,10 @@ def labelled(
     return {**{key: value[seen] for key, value in part.items()}, "mesh": mesh[seen]}
 
 
-class Teacher:
-    """A TorchScript recogniser, run by onnxruntime: half of the time on a CPU."""
-
-    def __init__(self, file: str) -> None:
-        recogniser = load_recogniser(file, torch.device("cpu"))
-        self.size = recogniser.size
-        example = torch.rand(2, 3, self.size, self.size)
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            path = Path(folder) / "teacher.onnx"
-            torch.onnx.export(
-                recogniser.model,
-                (example,),
-                str(path),
-                dynamo=False,
-                input_names=["crop"],
-                output_names=["embedding"],
-                dynamic_axes={"crop": {0: "n"}, "embedding": {0: "n"}},
-            )
-            import onnxruntime
-
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = torch.get_num_threads()
-            self.session = onnxruntime.InferenceSession(path.read_bytes(), options)
-
-    def __call__(self, images: Tensor, points: Tensor) -> Tensor:
-        """Embeddings ``(N, D)`` of crops, cut by their five points."""
-        views = cut(images, align(points, self.size, template="arcface").matrix, self.size)
-        parts = [self.session.run(None, {"crop": v.numpy()})[0] for v in views.split(4)]
-        return torch.cat([torch.from_numpy(part) for part in parts])
-
-
 def embedded(
     recogniser: Recogniser, device: torch.device, images: Tensor, points: Tensor
 ) -> Tensor:
-    """What `Teacher` gives, by torch."""
+    """Embeddings ``(N, D)`` of crops, cut by their five points."""
     matrix = align(points, recogniser.size, template="arcface").matrix
     return recogniser(cut(images.to(device), matrix.to(device), recogniser.size)).cpu()
 
@@ -159,13 +123,7 @@ def main() -> None:
     if options.mesh_teacher is not None:
         scripts = (options.mesh_teacher, options.iris_teacher)
         labeler = TeacherLabeler(*(load_script(file, options.device) for file in scripts))
-    teacher: Callable[[Tensor, Tensor], Tensor] = (
-        Teacher(options.identity_teacher)
-        if options.device.type == "cpu"
-        else partial(
-            embedded, load_recogniser(options.identity_teacher, options.device), options.device
-        )
-    )
+    recogniser = load_recogniser(options.identity_teacher, options.device, torch.float32)
     generator = torch.Generator().manual_seed(options.seed)
     rows = torch.nonzero(~data.held_back)[:, 0]
     order = mirror_order(data.mesh[rows[:4000]])
@@ -181,7 +139,7 @@ def main() -> None:
             if labeler is not None:
                 part = labelled(part, labeler, options.device)
             part = {key: value[: SHARD - made] for key, value in part.items()}
-            part["embedding"] = teacher(part["image"], part["points"])
+            part["embedding"] = embedded(recogniser, options.device, part["image"], part["points"])
             parts.append(part)
             made += len(part["image"])
             bar.update(len(part["image"]))

@@ -61,6 +61,8 @@ WALLS = {  # library -> the only files that may name it
 EXCEPTIONS = {  # (library, file) -> why
     ("av", "media/nut.py"): "raw frames with their times into ffmpeg's pipe",
     ("onnxruntime", "models/engine.py"): "small networks and CenterFace on a CPU",
+    ("onnx", "train/script.py"): "what a TorchScript network consists of",
+    ("onnxruntime", "train/script.py"): "its constants worked out",
 }
 HEAVY = {"torch", "torchvision", "kornia", "cv2", "av", "insightface", "onnx", "PIL", "numpy"}
 

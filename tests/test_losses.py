@@ -77,6 +77,18 @@ def test_leak_loss_forgives_a_little_likeness():
     close(losses.leak_loss(swapped, target), 0.9 / 3)
 
 
+def test_retrieval_is_a_softmax_over_everybody():
+    gallery = torch.eye(3)
+    swapped = torch.tensor([[2.0, 0.0, 0.0], [3.0, 0.0, 4.0]])
+    mine = 0.6 / 0.1
+    other = math.log(1 + math.exp(0.8 / 0.1) + math.exp(mine))
+    sure = math.log(math.exp(10) + 2) - 10
+    close(
+        losses.retrieval_loss(swapped, gallery, torch.tensor([0, 0]), temperature=0.1),
+        (sure + other - mine) / 2,
+    )
+
+
 def test_distillation_sees_directions_and_the_angles_between_them():
     student = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
     teacher = torch.tensor([[1.0, 0.0], [2.0, 2.0]])  # the second one is 45 degrees off

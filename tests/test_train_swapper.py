@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import synthetic
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
 from test_train_card import _small_landmarks, config_of, home, terms_of
 
@@ -18,7 +19,7 @@ from faceswap.train import before, guided_judges, swapper
 from faceswap.train.data import load_crops
 from faceswap.train.parallel import ALONE
 from faceswap.train.run import build_task
-from faceswap.train.source_embedding import SourceEmbedder
+from faceswap.train.source_embedding import SourceEmbedder, class_centres
 from faceswap.train.views import Store
 from faceswap.types import Faces
 
@@ -145,11 +146,31 @@ def test_terms_that_are_off_by_default(home):
     assert ["r1" in each for each in terms_of(task, CPU, steps=3)] == [True, False, True]
 
 
+def test_the_source_is_looked_for_among_everybody(home):
+    """Of strangers, among the people trained on, and each at their own place."""
+    config = config_of("swapper", home, **{**PLAIN, "losses": {"retrieval": 1.0}})
+    assert "retrieval" not in first(home)
+    terms = terms_of(config, CPU, steps=1)[0]
+    people = len({*load_crops(home / "data").split()[0].tolist()}) // 3
+    assert 0 < terms["retrieval"] < 40
+    data = load_crops(home / "data")
+    rows, _ = data.split()
+    centres, place = class_centres(data.embedding[rows], data.identity[rows])
+    assert centres.shape == (people, 16)
+    for row, at in zip(rows.tolist(), place.tolist(), strict=True):
+        photos = rows[data.identity[rows] == data.identity[row]]
+        mean = F.normalize(F.normalize(data.embedding[photos]).mean(0), dim=0)
+        torch.testing.assert_close(centres[at], mean)
+    other = {"teachers": {"identity": "lite-identity"}, "losses": {"retrieval": 1.0}}
+    with pytest.raises(ConfigError, match="retrieval: lite-identity gives 256 numbers, the data"):
+        build_task(config_of("swapper", home, **{**PLAIN, **other}), CPU, ALONE)
+
+
 def test_identity_and_leak_rise_together(home):
     def weights(index: int, **losses: float) -> dict[str, float]:
         config = config_of("swapper", home, **{**PLAIN, "losses": losses})
         data = load_crops(home / "data")
-        return guided_judges.Judges.of(config, CPU, Store(data, CPU)).weights(index)
+        return guided_judges.Judges.of(config, CPU, Store(data, CPU), None).weights(index)
 
     rising = [weights(i, identity=8, leak=4, identity_rise=4) for i in (0, 1, 3, 9)]
     assert [each["identity"] for each in rising] == [2, 4, 8, 8]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import av
 import av.error
@@ -220,7 +220,7 @@ class _AvSource:
                 raise MediaError(f"{path!r} has no video in it")
             self._stream = videos[0]
             self._stream.thread_type = "AUTO"
-            self._base = Fraction(self._stream.time_base or Fraction(1, av.time_base))
+            self._base = _fraction(self._stream.time_base or Fraction(1, av.time_base))
             begin = Fraction(self._container.start_time or 0, av.time_base)
             self.origin = round(begin / self._base)
             self._reformatter = VideoReformatter()
@@ -350,7 +350,7 @@ class _AvSource:
     def _describe(self, frame: av.VideoFrame) -> VideoInfo:
         stream, context = self._stream, self._stream.codec_context
         width, height = frame.width, frame.height
-        aspect = Fraction(stream.sample_aspect_ratio or 1)
+        aspect = _fraction(stream.sample_aspect_ratio or 1)
         if self._turns % 2:
             width, height, aspect = height, width, 1 / aspect
         rate = stream.average_rate or stream.guessed_rate or stream.base_rate or Fraction(25)
@@ -363,7 +363,7 @@ class _AvSource:
         return VideoInfo(
             width=width,
             height=height,
-            rate=Fraction(rate),
+            rate=_fraction(rate),
             time_base=self._base,
             frames=stream.frames,
             duration=duration,
@@ -394,6 +394,19 @@ def _codec(stream: av.stream.Stream) -> str:
     """The codec's own name: "mp3" and not "mp3float", which is one of its decoders."""
     context = stream.codec_context
     return "unknown" if context is None else str(context.codec.canonical_name)
+
+
+class _Ratio(Protocol):
+    """What newer PyAV has for rationals, which is no `numbers.Rational`; a Fraction before."""
+
+    @property
+    def numerator(self) -> int: ...
+    @property
+    def denominator(self) -> int: ...
+
+
+def _fraction(ratio: _Ratio) -> Fraction:
+    return Fraction(ratio.numerator, ratio.denominator)
 
 
 def _exact(seconds: float | Fraction | None) -> Fraction | None:

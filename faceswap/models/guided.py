@@ -186,15 +186,19 @@ class GuidedAEINet(nn.Module):
 
 def _inner(region: Tensor) -> Tensor:
     """The region without its rim, where a residual would paint streaks at the temples."""
-    wide = F.avg_pool2d(F.pad(region, (RIM, RIM, RIM, RIM), mode="replicate"), 2 * RIM + 1, 1)
+    wide = _box(F.pad(region, (RIM, RIM, RIM, RIM), mode="replicate"), 2 * RIM + 1)
     return ((wide - 0.7) / 0.3).clamp(0, 1).square() * region
 
 
 def _excess(residual: Tensor) -> Tensor:
     """What is broad and strong in a residual: shadows that the guide has no reason for."""
-    broad = F.avg_pool2d(F.pad(residual, (8, 8, 8, 8), mode="replicate"), 9, 1)
-    broad = F.avg_pool2d(broad, 9, 1)
+    broad = _box(_box(F.pad(residual, (8, 8, 8, 8), mode="replicate"), 9), 9)
     return broad - broad.clamp(-BROAD, BROAD)
+
+
+def _box(x: Tensor, side: int) -> Tensor:
+    """Mean of each whole window, by rows and then columns: a window of 21 is 42 sums, not 441."""
+    return F.avg_pool2d(F.avg_pool2d(x, (1, side), 1), (side, 1), 1)
 
 
 def _double(x: Tensor) -> Tensor:

@@ -6,8 +6,7 @@ on its right (centre first). z is in crop pixels as x and y are, smaller is near
 origin is the mean of the face.
 
 The network is a plain residual encoder that keeps its last 4x4 map (where things are matters) and
-ends in a low-rank linear layer: faces live in a space of far fewer dimensions than 3 x 478. Blocks
-are IdentityNet's, for the same reason: dense convolutions at 1/4 of the side and below are fast.
+ends in a low-rank linear layer: faces live in a space of far fewer dimensions than 3 x 478.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faceswap.models.identity import ResidualBlock
+from faceswap.models.residual import ResidualBlock
 
 POINTS = 478
 TEMPLATE = "ghost_frontal"  # the crop the network expects: `align(points, size, TEMPLATE, MARGIN)`

@@ -24,6 +24,22 @@ def gaussian(
     return F.conv2d(F.pad(out, (0, 0, reach, reach), mode="replicate"), down, groups=channels)
 
 
+def box(
+    images: Tensor,  # (N, C, H, W) float
+    radius: int,  # pixels
+    *,
+    beyond: bool = False,
+) -> Tensor:
+    """Mean of the pixels within a square window of side 2 radius + 1; same shape.
+
+    What lies outside the picture does not count, or counts as 0 (``beyond``). By rows, then by
+    columns: a window of 21 takes 42 sums, not 441.
+    """
+    side = 2 * radius + 1
+    rows = F.avg_pool2d(images, (1, side), 1, (0, radius), count_include_pad=beyond)
+    return F.avg_pool2d(rows, (side, 1), 1, (radius, 0), count_include_pad=beyond)
+
+
 def average(
     images: Tensor,  # (N, C, S, S) float
     weight: Tensor,  # (N, 1, S, S) float >= 0, pixels that count
@@ -61,14 +77,11 @@ def guided_filter(
         ``(N, 1, S', S')``.
     """
 
-    def box(x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, 2 * radius + 1, 1, radius, count_include_pad=False)
-
     small = resized(guide, images.shape[-1])
     parts = torch.cat([small, images, small * small, small * images], 1)
-    middle, level, square, product = box(parts).split(1, 1)
+    middle, level, square, product = box(parts, radius).split(1, 1)
     slope = (product - middle * level) / (square - middle * middle + flat)
-    line = box(torch.cat([slope, level - slope * middle], 1))
+    line = box(torch.cat([slope, level - slope * middle], 1), radius)
     slope, offset = resized(line, guide.shape[-1]).split(1, 1)
     out: Tensor = slope * guide + offset
     return out

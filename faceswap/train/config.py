@@ -19,7 +19,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 # Loss terms of the lite tasks that have a plain table of them.
 LITE_LOSSES: dict[str, tuple[str, ...]] = {
     "mesh": (),
-    "identity": ("direction", "relation", "ranking"),
+    "identity": ("direction", "relation", "ranking", "maps"),
 }
 
 
@@ -90,10 +90,16 @@ class TrainConfig(LiteConfig):
     data, which are of the photos as they are."""
     mixed: Unit = 0.0
     """Share of a batch that are mixtures of two faces, made anew each time, for such a teacher."""
+    weaning: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
+    """Steps from which on, and until which, blocks of the student get more and more often its own
+    maps, not the teacher's, where `losses.maps` is on."""
+    compile: bool = False
+    """torch.compile task identity's student; a CPU needs g++ for it."""
 
     @model_validator(mode="after")
     def _known_losses(self) -> TrainConfig:
-        identity = {"person": 0, "teacher": None, "mixed": 0}
+        identity: dict[str, object] = {"person": 0, "teacher": None, "mixed": 0}
+        identity |= {"weaning": (0, 0), "compile": False}
         for name, default in {"augment": 1, **identity}.items():
             task = "identity" if name in identity else "mesh"
             if getattr(self, name) != default and self.task != task:
@@ -102,6 +108,8 @@ class TrainConfig(LiteConfig):
             raise ValueError("mixed: nobody knows who a mixture is; name a teacher")
         if self.person and self.teacher is not None:
             raise ValueError("person: a teacher answers for each view by itself; leave one out")
+        if self.losses.get("maps") and self.teacher is None:
+            raise ValueError("losses.maps: they are a teacher's; name one")
         for name in self.losses:
             if name not in LITE_LOSSES[self.task]:
                 raise ValueError(str(unknown(f"loss of {self.task}", name, LITE_LOSSES[self.task])))
@@ -123,6 +131,9 @@ class SwapperLosses(Settings):
     """Cosine to the target, of strangers."""
     leak_allowed: Unit = 0.1
     """Cosine to the target that costs nothing."""
+    retrieval: Weight = 0.0
+    """Finding the source among all people of the data, of strangers; for judges that give the
+    data's embeddings, or were taught by who does."""
     tone: Weight = 4.0
     """Broad colours of the guide, of strangers."""
     other_photo: Unit = 0.0

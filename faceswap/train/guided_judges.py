@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faceswap.models import load_model
+from faceswap.errors import ConfigError
+from faceswap.models import DTYPES, load_model
 from faceswap.models import mesh as layout
 from faceswap.ops.constant import constant
 from faceswap.ops.geometry import align, compose
@@ -25,6 +26,7 @@ from faceswap.train.losses import (
     masked_l1,
     outline_loss,
     points_loss,
+    retrieval_loss,
     tone_loss,
 )
 from faceswap.train.task import autocast
@@ -48,6 +50,7 @@ class Batch:
     view: View  # of the targets
     covered: Tensor | None  # (n, 1, S, S) in [0, 1], what lies before the targets' faces
     other: tuple[Tensor, Tensor] | None  # other photos of the strangers' sources, their meshes
+    who: Tensor  # (n,) int64, places of the sources' people in the gallery
 
 
 def _to_recogniser(images: Tensor, shape: Tensor, size: int) -> Tensor:
@@ -104,12 +107,16 @@ class Judges:
     store: Store
     people: list[Recogniser]
     landmarks: nn.Module | None  # where `points` or `eyes` is on
+    gallery: Tensor | None  # (K, D) unit class centres, where `retrieval` is on
 
     @classmethod
-    def of(cls, config: SwapperConfig, device: torch.device, store: Store) -> Judges:
+    def of(
+        cls, config: SwapperConfig, device: torch.device, store: Store, gallery: Tensor | None
+    ) -> Judges:
         """Those that the losses ask for.
 
         Raises:
+            ConfigError: a judge whose embeddings are not of the gallery's size.
             MissingWeightError, WeightError: see `load_model`.
         """
         landmarks = None
@@ -117,8 +124,18 @@ class Judges:
             landmarks = load_model(config.teachers.landmarks, device=device).requires_grad_(False)
         names = config.teachers.identity
         names = [names] if isinstance(names, str) else names
-        people = [load_recogniser(name, device) for name in names]
-        return cls(config, device, store, people, landmarks)
+        people = [load_recogniser(name, device, DTYPES[config.precision]) for name in names]
+        if not config.losses.retrieval:
+            return cls(config, device, store, people, landmarks, None)
+        assert gallery is not None
+        for name, each in zip(names, people, strict=True):
+            found = each(torch.zeros(1, 3, each.size, each.size, device=device)).shape[1]
+            if found != gallery.shape[1]:
+                raise ConfigError(
+                    f"losses.retrieval: {name} gives {found} numbers, the data have "
+                    f"{gallery.shape[1]}; leave one of them out"
+                )
+        return cls(config, device, store, people, landmarks, gallery.to(device))
 
     def terms(self, batch: Batch, face: Tensor, swapped: Tensor, same: int) -> dict[str, Tensor]:
         """Loss terms of a batch whose first ``same`` pairs are of one person.
@@ -150,10 +167,14 @@ class Judges:
         allowed = self.config.losses.leak_allowed
         seen = [_look(each, self.config, batch, swapped, at) for each in self.people]
         leaks = [leak_loss(found, unwanted, allowed=allowed) for found, _, unwanted in seen]
-        return {
+        terms = {
             "identity": torch.stack([identity_loss(a, b) for a, b, _ in seen]).mean(),
             "leak": torch.stack(leaks).mean(),
         }
+        if self.gallery is not None:
+            found = [retrieval_loss(a, self.gallery, batch.who[at:]) for a, _, _ in seen]
+            terms["retrieval"] = torch.stack(found).mean()
+        return terms
 
     def _points(self, landmarks: nn.Module, batch: Batch, swapped: Tensor) -> dict[str, Tensor]:
         size = int(landmarks.size)  # type: ignore[arg-type]

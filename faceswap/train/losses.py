@@ -11,6 +11,7 @@ from torch import Tensor
 
 from faceswap.ops.color import luma
 from faceswap.ops.constant import constant
+from faceswap.ops.smooth import box
 from faceswap.ops.topology import FEATURES, SURFACE
 
 
@@ -61,9 +62,8 @@ def outline_loss(
     known pictures' within a pixel, and w where the region is whole, as far as it is missing within
     ``reach``, at least ``inside``: sum(w relu(g - G)) / sum(w).
     """
-    side = 2 * round(reach * region.shape[-1]) + 1
     whole = (region * 5 - 4).clamp(min=0)
-    missing = 1 - F.avg_pool2d(region, side, 1, side // 2, count_include_pad=False)
+    missing = 1 - box(region, round(reach * region.shape[-1]))
     near = whole * (2 * missing).clamp(inside, 1)
     allowed = torch.stack([_steepness(each) for each in known]).amax(0)
     excess = F.relu(_steepness(swapped) - F.max_pool2d(allowed, 3, 1, 1))
@@ -95,6 +95,22 @@ def leak_loss(
 ) -> Tensor:
     """mean relu(cos(z(Y), z(X_t)) - allowed): what is left of the target's identity."""
     return F.relu(F.cosine_similarity(swapped, target) - allowed).mean()
+
+
+def retrieval_loss(
+    swapped: Tensor,  # (N, D) embedding of the swapped face
+    gallery: Tensor,  # (K, D) unit class centres of everybody
+    who: Tensor,  # (N,) int64, whose face it should be, 0 to K - 1
+    *,
+    temperature: float = 0.05,
+) -> Tensor:
+    """Cross-entropy of finding the source among everybody by cosine, the mean over the batch.
+
+    A mean cosine counts every swap alike; this one counts those that somebody else is nearly as
+    like (a softmax over classes that do not move, as in proxy-based metric learning,
+    Movshovitz-Attias et al., ICCV 2017).
+    """
+    return F.cross_entropy(F.normalize(swapped) @ gallery.T / temperature, who)
 
 
 def tone_loss(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from faceswap.errors import ConfigError
@@ -17,6 +18,17 @@ from faceswap.train.data import Crops
 from faceswap.train.judges import disturbed
 from faceswap.train.transfer import moved
 from faceswap.train.views import Store, View
+
+
+def class_centres(
+    embedding: Tensor,  # (M, D) of photos
+    person: Tensor,  # (M,) int64, any number for each person
+) -> tuple[Tensor, Tensor]:
+    """Unit mean embeddings ``(K, D)`` of K people, and each photo's place among them, ``(M,)``."""
+    names, place = torch.unique(person, return_inverse=True)
+    unit = F.normalize(embedding)
+    sums = unit.new_zeros(len(names), unit.shape[1]).index_add_(0, place, unit)
+    return F.normalize(sums), place
 
 
 @dataclass(frozen=True, slots=True)

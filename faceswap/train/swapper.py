@@ -37,7 +37,7 @@ from faceswap.train.losses import (
 from faceswap.train.mesh import mirror_order
 from faceswap.train.patch import PatchDiscriminator
 from faceswap.train.preview import save_sheet
-from faceswap.train.source_embedding import EmbeddingDraw, SourceEmbedder
+from faceswap.train.source_embedding import EmbeddingDraw, SourceEmbedder, class_centres
 from faceswap.train.task import Task, autocast, check_finite
 from faceswap.train.transfer import feed_of, moved
 from faceswap.train.views import Jitter, Store, View
@@ -57,6 +57,7 @@ class _Draw:
     target_mesh: Tensor  # (n, 478, 3) float32, view px
     embedding: EmbeddingDraw  # of the sources
     other: tuple[View, Tensor] | None  # of the strangers' sources, other photos and their meshes
+    who: Tensor  # (n,) int64, places of the sources' people in the gallery
 
 
 class Pairs:
@@ -181,10 +182,14 @@ def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
     net = GuidedAEINet(**config.model).to(device).to(memory_format=torch.channels_last)
     critic = _make_critic(config).to(device).to(memory_format=torch.channels_last)
     store = Store(data, device)
-    judges, opponent = Judges.of(config, device, store), _Critic(critic, config, device)
+    opponent = _Critic(critic, config, device)
     before = Before.of(config, device)
     embedder = SourceEmbedder.of(config, data, store, device)
     rows, held = data.split()
+    gallery, place = class_centres(embedder.known[rows], data.identity[rows])
+    judges = Judges.of(config, device, store, gallery)
+    whose = torch.zeros(len(data.identity), dtype=torch.int64)
+    whose[rows] = place
     pairs = Pairs(data, rows, config.same_person)
     model = _fit_shape(net, data, rows, config)
     order = mirror_order(data.mesh[rows[:4000]])
@@ -193,9 +198,9 @@ def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
     betas = (0.5, 0.99)
     optimizers = {
         "swapper": torch.optim.AdamW(
-            net.parameters(), lr=config.lr, betas=betas, weight_decay=0.01
+            net.parameters(), lr=config.lr, betas=betas, weight_decay=0.01, fused=True
         ),
-        "critic": torch.optim.AdamW(critic.parameters(), lr=config.lr, betas=betas),
+        "critic": torch.optim.AdamW(critic.parameters(), lr=config.lr, betas=betas, fused=True),
     }
 
     def side(rows: Tensor, generator: torch.Generator) -> tuple[View, Tensor]:
@@ -220,7 +225,7 @@ def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
                 map_points(data.mesh[found], base[found]),
             )
         embedding = embedder.draw(source, generator)
-        return _Draw(*sides[0], color, coarse, *sides[1], embedding, other)
+        return _Draw(*sides[0], color, coarse, *sides[1], embedding, other, whose[source])
 
     feed = feed_of(draw, config, device, data.wait)
 
@@ -247,6 +252,7 @@ def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
             drawn.target,
             covered,
             other,
+            drawn.who,
         )
 
     def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from faceswap.models import build, save_model
 from faceswap.models.aei import AEINet
 from faceswap.ops.geometry import align
 from faceswap.ops.mask import adaptive_mask
-from faceswap.train.config import SwapRunConfig
+from faceswap.train.config import SwapRunConfig, TrainConfig
 from faceswap.train.data import Crops, map_points
 from faceswap.train.feed import Feed
 from faceswap.train.judges import IdentityJudge, mean_embedding
@@ -92,7 +92,7 @@ def make_network(
 
 
 def compiled(
-    function: Callable[..., Any], config: SwapRunConfig, device: torch.device
+    function: Callable[..., Any], config: SwapRunConfig | TrainConfig, device: torch.device
 ) -> Callable[..., Any]:
     """The function, by torch.compile where the configuration says so.
 
