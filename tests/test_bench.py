@@ -166,7 +166,7 @@ def test_train_bench_times_the_task_on_data_of_its_own(tmp_path):
     [
         ("swapper", 64, {"widths": [8, 8, 8, 8, 8], "size": 64}),
         ("mesh", 64, {"widths": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "rank": 8, "size": 64}),
-        ("identity", 112, {"widths": [8, 8, 16], "depths": [1, 1, 1]}),
+        ("identity", 128, {"widths": [8, 8, 16], "depths": [1, 1, 1]}),
     ],
 )
 def test_train_bench_times_the_trainings_of_the_lite_pack(task, side, model):

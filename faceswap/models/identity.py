@@ -91,7 +91,8 @@ class WholeMap(nn.Module):
 
     def __init__(self, channels: int, side: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(channels, side, side) / side)
+        self.weight = nn.Parameter(torch.empty(channels, side, side))
+        nn.init.normal_(self.weight, std=1 / side)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, side, side)`` -> ``(N, C)``."""
@@ -147,6 +148,10 @@ class IdentityNet(nn.Module):
             nn.BatchNorm1d(512),
         )
         self.embed = nn.Linear(512, embedding_size)
+        for module in self.modules():  # so that untrained ones tell faces apart, too
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        nn.init.zeros_(self.embed.bias)
 
     def forward(self, crop: Tensor) -> Tensor:
         """Embeddings of aligned faces.
