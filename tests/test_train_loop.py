@@ -457,7 +457,7 @@ def test_a_student_learns_from_a_teacher(home, tmp_path):
             "data": str(home / "data"),
             "encoders": [str(home / "encoder.safetensors")],
             "teacher": str(tmp_path / "teacher.safetensors"),
-            "steps": 10,
+            "steps": 20,
         }
     )
     run_training(config, tmp_path / "run")
