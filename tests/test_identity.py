@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faceswap.faces.identity import IdentityEncoder, similarity
+from faceswap.models.identity import Halving, IdentityNet, PReLU
 from faceswap.ops.geometry import TEMPLATES
 from faceswap.train.identity import ranking_loss, toward_people
 from faceswap.types import Faces
@@ -156,3 +157,26 @@ def test_a_person_is_what_their_photos_have_in_common() -> None:
     own = [float((each[0] * people[0]).sum()) for each in (unit, half, whole)]
     assert own[0] < own[1] < own[2]
     torch.testing.assert_close(half.norm(dim=1), torch.ones(5))
+
+
+def test_what_is_written_otherwise_for_training_is_the_same() -> None:
+    """PReLU and convolutions of stride 2, whose plain gradients are slow on CPUs."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 10, 10)
+    act, half = PReLU(8), Halving(8, 8, 3, 2, 1, groups=8, bias=False)
+    with torch.no_grad():
+        act.slope.copy_(torch.linspace(-0.5, 1.5, 8))
+    for module, side in ((act, 10), (half, 5)):
+        with torch.no_grad():
+            trained, used = module.train()(x), module.eval()(x)
+        assert used.shape == (2, 8, side, side)
+        torch.testing.assert_close(trained, used)
+
+
+def test_an_untrained_network_tells_pictures_apart() -> None:
+    """Weights fade nowhere on the way, so that training has something to begin with."""
+    torch.manual_seed(0)
+    found = F.normalize(IdentityNet(embedding_size=32).eval()(torch.rand(4, 3, 128, 128)))
+    assert float((found @ found.T)[0, 1:].max()) < 0.9999
+    sizes = IdentityNet(widths=(8, 16), depths=(1, 2), size=64).bottlenecks
+    assert sizes == [(8, 32), (8, 16), (16, 8), (16, 8)]

@@ -93,7 +93,10 @@ class OpenScript(nn.Module):
         for name, value in constants.items():
             if value.ndim == 4:
                 value = value.contiguous(memory_format=torch.channels_last)
-            self.register_buffer(self.names[name], value)
+            if value.is_floating_point():
+                self.register_buffer(self.names[name], value)
+            else:  # such as axes: stays on the host, where Python reads it
+                setattr(self, self.names[name], value)
         last = {name: at for at, node in enumerate(self.nodes) for name in node.inputs}
         self.done = [  # what nobody needs after each node
             [name for name in node.inputs if last[name] == at and name not in constants]
