@@ -12,9 +12,8 @@ from faceswap.config import SwapConfig
 from faceswap.faces.engine import CenterFaceEngine
 from faceswap.media.image import read_image
 from faceswap.models import load_model
-from faceswap.models.engine import GatesEngine, IdentityEngine, MeshEngine
+from faceswap.models.engine import GatesEngine, MeshEngine
 from faceswap.models.guided import GuidedAEINet
-from faceswap.models.identity import IdentityNet
 from faceswap.models.mesh import MeshNet
 from faceswap.swap import Swapper
 from faceswap.types import GUIDE_CHANNELS, Guide
@@ -37,17 +36,6 @@ def test_landmarks(count: int) -> None:
     assert points.shape == expected.shape
     assert (points - expected).abs().max() < 1e-3  # px
     assert (presence - there).abs().max() < 1e-4
-
-
-@pytest.mark.parametrize("count", COUNTS)
-@torch.no_grad()
-def test_identity(count: int) -> None:
-    net = load_model("lite-identity")
-    assert isinstance(net, IdentityNet)
-    crops = made_up(3, net.size, count)
-    found, expected = IdentityEngine(net)(crops), net(crops)
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(("count", "side"), [(1, 128), (3, 256)])
@@ -77,8 +65,6 @@ def test_clips_go_by_it_on_a_cpu_and_photos_do_not() -> None:
         assert isinstance(swapper.generator, GuidedAEINet)
         assert isinstance(swapper.generator.engine, GatesEngine) == fast
         assert isinstance(swapper.landmarks.model, MeshEngine) == fast  # type: ignore[attr-defined]
-        asked = fast and swapper.config.engine == "onnxruntime"
-        assert isinstance(swapper.encoder.model, IdentityEngine) == asked
         detector = swapper.detector
         assert isinstance(detector.engine, CenterFaceEngine) == fast  # type: ignore[attr-defined]
 

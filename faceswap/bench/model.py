@@ -19,10 +19,9 @@ from faceswap.errors import ConfigError
 from faceswap.models import Precision, to_precision
 from faceswap.models.aei import AEINet
 from faceswap.models.centerface import CenterFace
-from faceswap.models.engine import GatesEngine, IdentityEngine, MeshEngine, OcclusionEngine
+from faceswap.models.engine import GatesEngine, MeshEngine, OcclusionEngine
 from faceswap.models.fused import FusedAEINet, fuse
 from faceswap.models.guided import GuidedAEINet
-from faceswap.models.identity import IdentityNet
 from faceswap.models.mesh import MeshNet
 from faceswap.models.occlusion import OcclusionNet
 from faceswap.swap import choose_device
@@ -117,8 +116,6 @@ def _engine(network: nn.Module) -> Callable[..., Any] | None:
     """What runs this network for clips on a CPU, if not torch; takes what the network takes."""
     if isinstance(network, MeshNet):
         return MeshEngine(network)
-    if isinstance(network, IdentityNet):
-        return IdentityEngine(network)
     if isinstance(network, OcclusionNet):
         return OcclusionEngine(network)
     if isinstance(network, GuidedAEINet):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faceswap.models.engine import IdentityEngine
 from faceswap.ops.geometry import align
 from faceswap.types import Faces, Pictures
 
@@ -29,13 +26,13 @@ class IdentityEncoder:
 
     def __init__(
         self,
-        model: nn.Module | IdentityEngine,
+        model: nn.Module,
         *,
         template: str = "arcface",
         size: int | None = None,
         mirrored: bool = False,
     ) -> None:
-        self.model: Any = model
+        self.model = model
         self.template = template
         self.mirrored = mirrored
         self.size = size or int(getattr(model, "size", DEFAULT_SIDE))

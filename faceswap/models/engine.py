@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from faceswap.models.guided import GuidedAEINet
-from faceswap.models.identity import IdentityNet
 from faceswap.models.mesh import MeshNet
 from faceswap.models.occlusion import OcclusionNet
 from faceswap.types import GUIDE_CHANNELS, Guide
@@ -107,22 +106,6 @@ class MeshEngine:
         """See `MeshNet.forward`."""
         points, presence = self._run(crop)
         return points, presence
-
-
-class IdentityEngine:
-    """Drop-in for an `IdentityNet` on a CPU; leave the network as `load_model` gives it."""
-
-    def __init__(self, net: IdentityNet) -> None:
-        self.size = net.size
-        example = {"face": torch.zeros(2, 3, net.size, net.size)}
-        self._run = Session(onnx_bytes(net, example, ("identity",)))
-
-    def __call__(
-        self,
-        crop: Tensor,  # (N, 3, S, S) float32
-    ) -> Tensor:
-        """See `IdentityNet.forward`."""
-        return self._run(crop)[0]
 
 
 class OcclusionEngine:
