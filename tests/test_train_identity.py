@@ -77,8 +77,11 @@ def test_teachers_that_do_not_fit_are_refused(home):
     with pytest.raises(ValidationError, match="teacher: task mesh has none"):
         config_of("mesh", home, teacher="T.ts")
     config = config_of("identity", home, teacher="lite-identity")
-    with pytest.raises(ConfigError, match="lite-identity gives 256 numbers, the student 16"):
+    with pytest.raises(ConfigError, match="lite-identity gives 256 numbers, the data have 16"):
         build_task(config, CPU, ALONE)
+    other = {"widths": [8, 8, 16], "depths": [1, 1, 1], "embedding_size": 32}
+    with pytest.raises(ConfigError, match="the student gives 32 numbers, the data have 16"):
+        build_task(config_of("identity", home, model=other), CPU, ALONE)
 
 
 class Mobile(nn.Module):

@@ -128,9 +128,8 @@ class _Teacher:
         numbers = found(torch.zeros(1, 3, found.size, found.size, device=device)).shape[1]
         if numbers != net.embedding_size:
             raise ConfigError(
-                f"teacher: {config.teacher} gives {numbers} numbers, the student "
-                f"{net.embedding_size}; name the teacher that the data were prepared with, and "
-                "give model.embedding_size its number"
+                f"teacher: {config.teacher} gives {numbers} numbers, the data have "
+                f"{net.embedding_size}; name the teacher that they were prepared with"
             )
         self.kept: tuple[str, ...] = ()
         if maps:
@@ -200,6 +199,11 @@ def build(config: TrainConfig, data: Crops, device: torch.device) -> Task:
         )
     net = IdentityNet(**config.model).to(device).to(memory_format=torch.channels_last)
     teacher = data.embedding
+    if teacher.shape[1] != net.embedding_size:
+        raise ConfigError(
+            f"model.embedding_size: the student gives {net.embedding_size} numbers, the data have "
+            f"{teacher.shape[1]}; give it theirs"
+        )
     if config.person:
         teacher = toward_people(teacher, data.identity, config.person)
     store = Store(data, device)
