@@ -12,7 +12,10 @@ from faceswap.train.export import export, exportable, find_weights
 
 ARGS = {
     "aei": {"size": 32, "width": 0.125, "num_blocks": 2, "embedding_size": 16},
-    "aei_guided": {"widths": (8, 8, 16, 16, 16), "embedding_size": 16, "shape_rank": 4},
+    "aei_guided": {
+        **{"widths": (8, 8, 16, 16, 16), "embedding_size": 16, "shape_rank": 4},
+        **{"extra_layers": 2, "mapping": 8},
+    },
     "detector": {"widths": (8, 8, 8, 12, 12), "neck": 8},
     "identity": {"widths": (8, 8, 16), "depths": (1, 1, 1), "embedding_size": 16},
     "mesh": {"widths": (8,) * 4, "depths": (1,) * 4, "rank": 8, "size": 64},

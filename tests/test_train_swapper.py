@@ -10,11 +10,13 @@ import synthetic
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
+from safetensors.torch import save_file
+from test_guided import guide
 from test_train_card import _small_landmarks, config_of, home, terms_of
 
-from faceswap.errors import ConfigError
+from faceswap.errors import ConfigError, WeightError
 from faceswap.faces.identity import IdentityEncoder
-from faceswap.models import load_model
+from faceswap.models import build, load_model, save_model
 from faceswap.train import before, guided_judges, swapper
 from faceswap.train.data import load_crops
 from faceswap.train.parallel import ALONE
@@ -221,3 +223,42 @@ def test_what_is_exported_decides_and_speaks_up(home):
 def test_a_teacher_nobody_knows_is_named(home):
     with pytest.raises(ValidationError, match="oclusion"):
         config_of("swapper", home, **{**PLAIN, "teachers": {"oclusion": "lite-occlusion"}})
+
+
+def test_a_network_grows_from_the_weights_of_a_smaller_one(home, tmp_path):
+    """What is new says nothing until it is trained, and learns from the first step on."""
+    torch.manual_seed(4)
+    args = config_of("swapper", home).model
+    small = build("aei_guided", **args).eval()
+    torch.nn.init.normal_(small.shape_mean)  # not fitted anew
+    file = save_model(tmp_path / "small.safetensors", small, "aei_guided", args)
+    larger = {**args, "extra_layers": 2, "mapping": 8}
+    config = config_of("swapper", home, model=larger, init=[str(file)], warmup=0)
+    task = build_task(config, CPU, ALONE)
+    net = task.networks["swapper"].eval()
+    guided, identity = guide(3, 64), torch.randn(3, 16)
+    with torch.no_grad():
+        expected, seen = (each.gates(guided, identity) for each in (load_model(file), net))
+    for a, b in zip(expected, seen, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    before_it = {name: tensor.clone() for name, tensor in net.named_parameters()}
+    task.step(0, torch.Generator().manual_seed(1))
+    task.step(1, torch.Generator().manual_seed(2))
+    for name, tensor in net.named_parameters():
+        if name.startswith(("extra", "mapping")):
+            assert not torch.equal(tensor, before_it[name]), name
+
+    lacking = {**small.state_dict()}
+    del lacking["start.weight"]
+    save_file(lacking, tmp_path / "lacking.safetensors", {"arch": "aei_guided", "args": "{}"})
+    config = config.model_copy(update={"init": (str(tmp_path / "lacking.safetensors"),)})
+    with pytest.raises(WeightError, match=r"missing start\.weight;|missing start\.weight$"):
+        build_task(config, CPU, ALONE)
+
+
+def test_workers_of_a_cpu_make_guides_and_change_nothing(home):
+    alone, beside = (
+        terms_of(config_of("swapper", home, workers=count, ahead=2), CPU, steps=3)
+        for count in (0, 2)
+    )
+    assert alone == beside

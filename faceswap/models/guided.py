@@ -12,6 +12,9 @@ an identity embedding, and AAD blocks that mix them. Three things make it small:
 * **AAD blocks up to 32 px, pixel shuffle above.** The output is a gate and a residual at low
   resolution; they are applied to guide and target at *their* resolution, so a network of 128 px
   gives sharp crops of 256 or 512 px.
+
+It can grow: ``extra_layers`` and ``mapping`` add parts that change nothing until they are trained,
+so that a network with them goes on from the weights of one without (`init` in a training).
 """
 
 from __future__ import annotations
@@ -52,8 +55,13 @@ class GuidedAEINet(nn.Module):
         num_blocks: AAD layers a block.
         size: side S the network works at; inputs may be any multiple of it.
         shape_rank: size of the shape model's basis.
+        extra_layers: AAD layers of a further residual block behind each of the others, and of one
+            at half the side; 0: there are none.
+        mapping: width of a hidden layer that the embedding goes through first, beside itself
+            (StyleGAN's mapping network, Karras et al. 2019, as a residual); 0: it does not.
     """
 
+    NEW_PARTS = ("extra", "mapping")  # these change nothing until they are trained
     shape_mean: Tensor
     shape_basis: Tensor
     shape_expression: Tensor
@@ -67,6 +75,8 @@ class GuidedAEINet(nn.Module):
         num_blocks: int = 1,
         size: int = 128,
         shape_rank: int = 64,
+        extra_layers: int = 0,
+        mapping: int = 0,
     ) -> None:
         super().__init__()
         self.size = size
@@ -79,13 +89,13 @@ class GuidedAEINet(nn.Module):
         self.up = nn.ModuleList([_conv(w32, w16, 3), _conv(2 * w16, w8, 3), _conv(2 * w8, w4, 3)])
         self.start = nn.Linear(embedding_size, w32 * 16)
 
-        def block(cin: int, cout: int, attribute: int) -> AADResBlock:
+        def block(cin: int, cout: int, attribute: int, layers: int = num_blocks) -> AADResBlock:
             return AADResBlock(
                 cin,
                 cout,
                 attribute_channels=attribute,
                 embedding_size=embedding_size,
-                num_blocks=num_blocks,
+                num_blocks=layers,
             )
 
         self.blocks = nn.ModuleList(
@@ -111,6 +121,21 @@ class GuidedAEINet(nn.Module):
             first.weight.mul_(0.1)
             first.bias.zero_()
             first.bias[:4] = 1.5  # the gate opens to the guide
+        self.extra = nn.ModuleList()
+        if extra_layers:
+            sizes = ((w16, w32), (w8, 2 * w16), (w4, 2 * w8), (w4, 2 * w4), (w2, w2))
+            for width, attribute in sizes:
+                further = block(width, width, attribute, extra_layers)
+                last = further.add_blocks[-1]
+                assert isinstance(last, nn.Conv2d)
+                nn.init.zeros_(last.weight)
+                self.extra.append(further)
+        self.mapping: nn.Sequential | None = None
+        if mapping:
+            out = nn.Linear(mapping, embedding_size)
+            nn.init.zeros_(out.weight)
+            nn.init.zeros_(out.bias)
+            self.mapping = nn.Sequential(nn.Linear(embedding_size, mapping), nn.LeakyReLU(0.1), out)
 
     def attributes(self, target: Guide) -> tuple[Tensor, ...]:
         """Attribute maps of the guided target, coarse to fine: 1/32, 1/16, 1/8, 1/4, 1/2."""
@@ -144,12 +169,18 @@ class GuidedAEINet(nn.Module):
         """
         maps = self.attributes(guide)
         identity = F.normalize(identity) * self.embedding_size**0.5
+        if self.mapping is not None:
+            identity = identity + self.mapping(identity)
         h = self.start(identity).unflatten(1, (-1, 4, 4))
         side = self.size // 32  # of the coarsest map; as a number, ONNX needs it
         h = F.interpolate(h, size=(side, side), mode="bilinear", align_corners=True)
         for index, (block, attribute) in enumerate(zip(self.blocks, maps[:-1], strict=True)):
             h = block(h if index == 0 else _double(h), attribute, identity)
+            if self.extra:
+                h = self.extra[index](h, attribute, identity)
         h = self.fuse(torch.cat([self.to_half(h), maps[-1]], 1))
+        if self.extra:
+            h = self.extra[-1](h, maps[-1], identity)
         out = self.head(h).float()
         # A pixel shuffle leaves a pattern of two pixels; a gate has nothing to say at that scale.
         out = F.avg_pool2d(F.pad(out, (1, 1, 1, 1), mode="replicate"), 3, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -34,12 +35,20 @@ SHARED = ("aei", "distill")  # tasks that several processes can work on
 def begin_with(task: Task, files: tuple[str, ...]) -> None:
     """Fill the networks of a task from weight files, each the one it is of.
 
+    Parts that a network has grown since (its ``NEW_PARTS``) and a file lacks stay as they begin.
+
     Raises:
         WeightError: a file that is not here, damaged, or of none of these networks.
     """
     for file in files:
         checkpoint = read_checkpoint(Path(file))
-        fill(task.networks[task.archs.get(checkpoint.arch, task.ema)], checkpoint)
+        network = task.networks[task.archs.get(checkpoint.arch, task.ema)]
+        new = {
+            name: value
+            for name, value in network.state_dict().items()
+            if name.split(".")[0] in getattr(network, "NEW_PARTS", ())
+        }
+        fill(network, replace(checkpoint, state={**new, **checkpoint.state}))
 
 
 def build_task(config: RunConfig, device: torch.device, group: Group) -> Task:

@@ -227,8 +227,7 @@ def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
         embedding = embedder.draw(source, generator)
         return _Draw(*sides[0], color, coarse, *sides[1], embedding, other, whose[source])
 
-    feed = feed_of(draw, config, device, data.wait)
-
+    @torch.no_grad()
     def batch_of(drawn: _Draw) -> Batch:
         source = recolor(store.show(drawn.source, net.size), drawn.color, 0.15)
         if drawn.coarse:
@@ -255,8 +254,16 @@ def build(config: SwapperConfig, data: Crops, device: torch.device) -> Task:
             drawn.who,
         )
 
+    def made(generator: torch.Generator) -> _Draw | Batch:
+        # A GPU's workers leave pixels to it; a CPU's make guides beside the step.
+        drawn = draw(generator)
+        return batch_of(drawn) if device.type == "cpu" else drawn
+
+    feed = feed_of(made, config, device, data.wait)
+
     def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        batch = batch_of(moved(feed.take(index, generator), device))
+        taken = feed.take(index, generator)
+        batch = taken if isinstance(taken, Batch) else batch_of(moved(taken, device))
         net.train()
         with autocast(config.precision, device):
             face = net(batch.target, batch.embedding, batch.guide).float()
